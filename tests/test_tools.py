@@ -1,0 +1,74 @@
+"The tools, on a scratch project"
+import json, os, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+def notebook(*sources, kept='kept'):
+    "A notebook whose code cells all hold the output `kept`"
+    out = dict(output_type='stream', name='stdout', text=[kept])
+    def cell(i, s):
+        c = dict(id=f'c{i}', metadata={}, source=s.splitlines(True))
+        if s.startswith('# '): return dict(c, cell_type='markdown')
+        return dict(c, cell_type='code', execution_count=None, outputs=[out])
+    return json.dumps(dict(cells=[cell(*o) for o in enumerate(sources)], metadata={}, nbformat=4, nbformat_minor=5))
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path/'nbs').mkdir()
+    shutil.copytree(ROOT/'tools', tmp_path/'tools', ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copy(ROOT/'settings.ini', tmp_path)
+    return tmp_path
+
+def tool(project, name, *args):
+    env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'IN_TEST')}
+    return subprocess.run([sys.executable, f'tools/{name}.py', *args], cwd=project, env=env, capture_output=True, text=True)
+
+def stored(path): return [''.join(o.get('text') or o['data'].get('text/plain', '')) for c in json.loads(path.read_text())['cells'] for o in c.get('outputs', [])]
+
+def test_execute_stores_results_only(project):
+    nb = project/'nbs'/'a.ipynb'
+    nb.write_text(notebook('# A', 'import sys\nprint("out"); print("err", file=sys.stderr)', '#| slow\nprint("slow")',
+                           '#| eval: false\n1/0', '2+2', 'import ipywidgets; ipywidgets.Button()', 'None',
+                           'import plotly.graph_objects as go; go.Figure(go.Scatter(y=[1]))'))
+    r = tool(project, 'execute', 'nbs/a.ipynb')
+    assert r.returncode == 0, r.stderr
+    first = nb.read_bytes()
+    assert stored(nb) == ['out\n', 'kept', 'kept', '4', '']
+    assert b'application/vnd.plotly.v1+json' in first and len(first) < 40_000
+    assert tool(project, 'execute', 'nbs/a.ipynb').returncode == 0 and nb.read_bytes() == first
+    assert tool(project, 'execute', 'nbs/a.ipynb', '--slow').returncode == 0 and stored(nb)[1] == 'slow\n'
+
+@pytest.mark.parametrize('bad', ['1/0', 'class A:\n    def _repr_html_(self): 1/0\nA()'], ids=['cell', 'repr'])
+def test_execute_fails_and_leaves_the_file(project, bad):
+    nb = project/'nbs'/'a.ipynb'
+    nb.write_text(notebook('# A', bad))
+    before, r = nb.read_bytes(), tool(project, 'execute', 'nbs/a.ipynb')
+    assert r.returncode == 1 and 'ZeroDivisionError' in r.stderr and nb.read_bytes() == before
+
+def test_readme_links_and_hides(project):
+    (project/'chronomem').mkdir()
+    (project/'chronomem'/'_modidx.py').write_text("d = {'settings': {'doc_host': 'https://chronomem.github.io', 'doc_baseurl': '/chronomem', "
+        "'git_url': 'https://x.org', 'branch': 'main'}, 'syms': {'chronomem.core': {'chronomem.core.f': ('core.html#f', 'chronomem/core.py')}}}")
+    (project/'nbs'/'00_core.ipynb').write_text(notebook('# core'))
+    (project/'nbs'/'index.ipynb').write_text(notebook('# Front\n\nCall `f`, read [core](00_core.ipynb#x), ![p](images/p.png), [site](https://x.org/y).\n\n```sh\na `f` [b](c)\n```',
+                                                      '#| hide\nsecret', 'f()', '#| echo: false\nquiet()'))
+    r = tool(project, 'readme')
+    assert r.returncode == 0, r.stderr
+    md = (project/'README.md').read_text()
+    assert 'Call [`f`](nbs/00_core.ipynb), read [core](nbs/00_core.ipynb#x), ![p](nbs/images/p.png), [site](https://x.org/y).' in md
+    assert 'a `f` [b](c)' in md and 'secret' not in md and 'quiet' not in md
+    assert '```python\nf()\n```\n\n```text\nkept\n```' in md
+
+def test_sidebar_follows_the_notebooks(project):
+    (project/'_quarto.yml').write_text('website:\n  sidebar:\n    contents: # here\n      - gone.ipynb\nmetadata-files: [nbdev.yml]\n')
+    for p in ['index', '20_ladder', '00_core', 'tutorials/first', 'results/span']:
+        (project/'nbs'/p).parent.mkdir(exist_ok=True)
+        (project/'nbs'/f'{p}.ipynb').write_text(notebook('# x'))
+    assert tool(project, 'sidebar').returncode == 0
+    import yaml
+    side = yaml.safe_load((project/'_quarto.yml').read_text())['website']['sidebar']['contents']
+    assert side == ['index.ipynb', *[dict(section=s, contents=[p]) for s, p in [('Foundations', '00_core.ipynb'), ('Cadence ladder', '20_ladder.ipynb'),
+                    ('Results', 'results/span.ipynb'), ('Tutorials', 'tutorials/first.ipynb')]]]

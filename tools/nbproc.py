@@ -1,0 +1,41 @@
+"What the docs do to a notebook beyond nbdev: stored plotly figures become HTML, and `names` link to this tree's modules"
+import os
+from pathlib import Path
+from types import SimpleNamespace
+import nbdev.doclinks
+from nbdev.config import get_config
+from nbdev.process import Processor
+
+PLOTLY = 'application/vnd.plotly.v1+json'
+
+def own_index():
+    "Look symbols up in this tree's `_modidx.py`, whether or not the package is installed"
+    found, lib = nbdev.doclinks.entry_points, get_config().lib_path
+    def load():
+        ns = {}
+        exec((lib/'_modidx.py').read_text(encoding='utf-8'), ns)
+        return ns['d']
+    own = SimpleNamespace(name=lib.name, dist=SimpleNamespace(name=lib.name), load=load)
+    nbdev.doclinks.entry_points = lambda group: [o for o in found(group=group) if o.name != lib.name] + [own]
+    nbdev.doclinks._build_lookup_table.cache_clear()
+
+own_index()
+
+class plotly_html(Processor):
+    "Turn stored plotly JSON into a `text/html` div; the page loads one `plotly.min.js` from the root of the site"
+    def begin(self):
+        here, root = Path(self.nb.path_).resolve().parent, get_config().nbs_path.resolve()
+        self.js, self.loaded = Path(os.path.relpath(root/'plotly.min.js', here)).as_posix(), False
+
+    def cell(self, cell):
+        for i, o in enumerate(cell.get('outputs', [])):
+            fig = o.get('data', {}).get(PLOTLY)
+            if fig is not None: o['data'] = {'text/html': self.div(fig, f"fig-{cell.get('id', cell.idx_)}-{i}")}
+
+    def div(self, fig, div_id):
+        import plotly.graph_objects as go, plotly.io as pio
+        fig = go.Figure(dict(data=fig['data'], layout=fig.get('layout', {})), skip_invalid=True)
+        html = pio.to_html(fig, full_html=False, include_plotlyjs=False if self.loaded else self.js, div_id=div_id,
+                           default_height='450px', config=dict(responsive=True, displaylogo=False))
+        self.loaded = True
+        return html.splitlines(keepends=True)
