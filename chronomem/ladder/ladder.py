@@ -50,9 +50,8 @@ class WriteLog:
 def _packed(t, rungs): return LadderState(t=t, rungs=TensorDict({n: TensorDict(r, [len(t)]) for n, r in rungs.items()}, [len(t)]), batch_size=[len(t)])
 
 def _blank(batch, shapes, device):
-    kw = dict(device=device)
-    r = {n: dict(z=torch.zeros(batch, s, d, **kw), born=torch.full((batch, s), -1, **kw)) for n, (s, d) in shapes.items()}
-    return _packed(torch.zeros(batch, dtype=torch.long, **kw), r)
+    r = {n: dict(z=torch.zeros(batch, s, d, device=device), born=torch.full((batch, s), -1, device=device)) for n, (s, d) in shapes.items()}
+    return _packed(torch.zeros(batch, dtype=torch.long, device=device), r)
 
 def _fits(state, shapes):
     if not isinstance(state, LadderState): raise TypeError(f'state: got {type(state).__name__}, expected a LadderState from init()')
@@ -172,7 +171,8 @@ class CadenceLadder(nn.Module):
         scale:float=1.        # Factor on soft tokens; brings them to the size of embeddings
     ):
         super().__init__()
-        self.config, self.d_in, self.scale, self.norm = config, d_in, scale, nn.LayerNorm(d_in)
+        self.config, self.d_in, self.norm = config, d_in, nn.LayerNorm(d_in)
+        self.register_buffer('scale', torch.tensor(float(scale)))
         self.rungs = nn.ModuleDict({f'tau{tau}': Rung(config, i, d_in, d_out) for i, tau in enumerate(config.taus)})
         self.shapes = {n: (r.slots, r.dim) for n, r in self.rungs.items()}
 
@@ -207,6 +207,11 @@ def soft(self:CadenceLadder, t, rungs):
     s = [r.soft(z, born, t) for r, (z, born) in zip(self.rungs.values(), rungs)]
     return torch.cat([a for a, _ in s], 1)*self.scale, torch.cat([m for _, m in s], 1)
 
+@patch
+def read(self:CadenceLadder, state:LadderState) -> tuple:
+    "The memory of B sessions as soft tokens [B,K,d_out], and their mask [B,K]: False where a slot is empty"
+    return self.soft(*self.unpack(state))
+
 # %% ../../nbs/20_ladder.ipynb #check
 def _check(state, h, live, gate, read_at, d_in):
     if gate not in GATES: raise ValueError(f'gate: got {gate!r}, expected one of {GATES}')
@@ -214,8 +219,7 @@ def _check(state, h, live, gate, read_at, d_in):
     if not T or h.shape != (B, T, d_in): raise ValueError(f'h: got shape {list(h.shape)}, expected [B, T, d_in] = [{B}, 1 or more, {d_in}]')
     if live is None: live = torch.ones(B, T, dtype=torch.bool, device=h.device)
     if live.shape != (B, T) or live.dtype != torch.bool: raise ValueError(f'live: got {live.dtype} {list(live.shape)}, expected torch.bool [{B}, {T}]')
-    steps = sorted({i for i in read_at if 0 <= i < T})
-    if list(read_at) != steps: raise ValueError(f'read_at: got {read_at}, expected rising steps below {T}; after the last write, use read()')
+    if list(read_at) != sorted({*read_at} & {*range(T)}): raise ValueError(f'read_at: got {read_at}, expected rising steps below {T}; after the last write, use read()')
     return live
 
 def _finite(h, want):
@@ -254,12 +258,6 @@ def write(self:CadenceLadder,
     state, log, _ = self.scan(state, h[:, None], None if live is None else live[:, None], gate)
     return state, log[:, 0]
 
-# %% ../../nbs/20_ladder.ipynb #read
-@patch
-def read(self:CadenceLadder, state:LadderState) -> tuple:
-    "The memory of B sessions as soft tokens [B,K,d_out], and their mask [B,K]: False where a slot is empty"
-    return self.soft(*self.unpack(state))
-
 # %% ../../nbs/20_ladder.ipynb #rmt
 class RecurrentMemory(nn.Module):
     "RMT's rule behind the same interface: at each inference every slot is rewritten with the hidden state of a mem token that saw the memory"
@@ -267,7 +265,8 @@ class RecurrentMemory(nn.Module):
     def __init__(self, config, d_in, d_out, scale=1.):
         super().__init__()
         if d_in % d_out: raise ValueError(f'd_in: got {d_in}, expected a multiple of d_out = {d_out}, one mem token per slot')
-        self.config, self.d_in, self.slots, self.dim, self.scale = config, d_in, d_in//d_out, d_out, scale
+        self.config, self.d_in, self.slots, self.dim = config, d_in, d_in//d_out, d_out
+        self.register_buffer('scale', torch.tensor(float(scale)))
         self.norm = nn.LayerNorm(d_out)
         self.alpha = nn.Parameter(torch.tensor(.1))
         self.place = nn.Parameter(torch.randn(self.slots, d_out))
@@ -299,6 +298,5 @@ def read(self:RecurrentMemory, state):
 @patch
 def describe(self:CadenceLadder) -> list:
     "What each rung is, holds and costs, one dict per rung"
-    weights = {n: sum(p.numel() for p in r.parameters()) for n, r in self.rungs.items()}
-    return [dict(rung=n, due=f'{r.phase} + {r.tau}·n', slots=r.slots, width=r.dim, soft_tokens=r.slots*r.tokens, weights=weights[n],
+    return [dict(rung=n, due=f'{r.phase} + {r.tau}·n', slots=r.slots, width=r.dim, soft_tokens=r.slots*r.tokens, weights=sum(p.numel() for p in r.parameters()),
                  state_bytes=r.slots*(r.dim*4 + 8)) for n, r in self.rungs.items()]

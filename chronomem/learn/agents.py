@@ -14,7 +14,7 @@ from ..core import Config
 from .tasks import TASKS, VOCAB, Episode, pack, steer, _noise, _symbols, _told
 
 # %% ../../nbs/76_agents.ipynb #keyboard
-MOVES = ('up', 'down', 'left', 'right', 'press', 'stop')
+MOVES = tuple(VOCAB.names[i] for i in VOCAB.move)
 UP, DOWN, LEFT, RIGHT, PRESS, STOP = range(6)
 
 @dataclass
@@ -269,4 +269,4 @@ def _offers(n, K, split, g):
     return kind, steer(items, -1, VOCAB.value.start, split, g)
 
 # %% ../../nbs/76_agents.ipynb #registry
-TASKS.update(naming=(naming, .47), hidden_intent=(hidden_intent, 1/2), personality=(personality, 1/4))
+TASKS.update(naming=(naming, .63), hidden_intent=(hidden_intent, 1/2), personality=(personality, 1/4))

@@ -15,13 +15,14 @@ from fastcore.basics import patch
 class Vocab:
     "Named ranges of token ids, in order; a range of one is a plain number"
     def __init__(self,
-        **sizes  # Name -> how many symbols
+        **kinds  # Name -> how many symbols, or their names
     ):
-        self.names, n = [], 0
-        for k, size in sizes.items():
-            setattr(self, k, n if size == 1 else range(n, n+size))
-            self.names += [k] if size == 1 else [f'{k}{i}' for i in range(size)]
-            n += size
+        self.names = []
+        for k, v in kinds.items():
+            words = v if not isinstance(v, int) else [k] if v == 1 else [f'{k}{i}' for i in range(v)]
+            n = len(self.names)
+            self.names += words
+            setattr(self, k, n if v == 1 else range(n, len(self.names)))
     def __len__(self): return len(self.names)
 
 # %% ../../nbs/70_tasks.ipynb #vocab-decode
@@ -33,7 +34,7 @@ def decode(self:Vocab,
     return ' '.join(self.names[i] for i in ids.tolist() if i)
 
 VOCAB = Vocab(pad=1, tell=1, ask=1, act=1, screen=1, none=1, offer=1, fact=1, value=16, noise=16, key=16,
-              letter=24, move=6, row=4, col=6, count=8)
+              letter='ABCDEFGHIJKLMNOPQRSTUVWX', move=('up', 'down', 'left', 'right', 'press', 'stop'), row=4, col=6, count=8)
 
 # %% ../../nbs/70_tasks.ipynb #episode-check
 def _check(ep):
@@ -336,7 +337,7 @@ def memoryless(
     both, n = torch.cat([x.where(y == -100, 0), y], -1)[has].unique(dim=0, return_counts=True)
     _, prompt = both[:, :x.shape[1]].unique(dim=0, return_inverse=True)
     best = torch.zeros(int(prompt.max())+1, dtype=n.dtype).scatter_reduce(0, prompt, n, 'amax')
-    return (best.sum()/has.sum()).item()
+    return best.sum().item()/has.sum().item()
 
 # %% ../../nbs/70_tasks.ipynb #tasks
 TASKS = dict(passkey=(passkey, 1/16), copy=(copy, 16.**-8), multi_fact=(multi_fact, 1/16), rewrite=(rewrite, 1/16), noisy_logs=(noisy_logs, 1/16))
