@@ -378,9 +378,9 @@ def load(self:Session):
 
 # %% ../../nbs/82_session.ipynb #traces
 @patch
-def _traces(self:Session, dir, owner=None):
+def _traces(self:Session, dir):
     "Open the traces, or begin them"
-    who, lm = dict(owner=owner or self.dir.name, fingerprint=self.model.fingerprint), self.model.lm
+    who, lm = dict(owner=self.dir.name, fingerprint=self.model.fingerprint), self.model.lm
     if any((dir/'traces').glob('*.seg')): return TraceLog.open(dir/'traces', **who)
     return TraceLog.create(dir/'traces', dict(key=(lm.config.n_mem*lm.d, 'float32')), created=float(self.clock.now()), **who)
 
