@@ -63,8 +63,6 @@ def table(result:dict) -> str:
     facts = f"{result['episodes']} episodes, {result['inferences']} inferences each, {result['state_bytes']:,} bytes of state, {1000*result['seconds_per_inference']:.1f} ms per inference, model {result['model']}"
     return '\n'.join('  '.join(c.ljust(w) for c, w in zip(r, wide)) for r in rows) + '\n' + facts
 
-print(table(fake))
-
 # %% ../../nbs/90_plots.ipynb #report
 def report(
     result:dict, # From `demo`

@@ -124,8 +124,9 @@ def encode(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
 def predict(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
     "Hidden states of the prompt, with the memory's soft tokens in front: [N,L,d]"
     emb, mask, order = self.prompt(ids, mask, soft, soft_mask)
-    at = order.argsort(1)[:, -ids.shape[1]:]
-    return self.hidden(emb, mask).last_hidden_state.gather(1, at[..., None].expand(-1, -1, self.d))
+    n = int(mask.sum(1).max())  # columns dead in every row cost nothing
+    at = (order.argsort(1)[:, -ids.shape[1]:] - (mask.shape[1]-n)).clamp(min=0)
+    return self.hidden(emb[:, -n:], mask[:, -n:]).last_hidden_state.gather(1, at[..., None].expand(-1, -1, self.d))
 
 @patch
 def head(self:MemoryLM, h):

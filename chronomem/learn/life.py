@@ -81,9 +81,9 @@ def goal(rng, split='train', options=None, place=None, ask=None, direct=False) -
     return Told('goal', rng.choice(GOAL_TOLD).format(o=thing, p=place), ask.format(*options), f'the {place}', tuple(options))
 
 def passkey(rng, split='train', ask=None, direct=False) -> Told:
-    "Five digits"
+    "Four digits"
     k = None
-    while not k or not in_split(split, k): k = f'{rng.randrange(100000):05d}'
+    while not k or not in_split(split, k): k = f'{rng.randrange(10000):04d}'
     return Told('passkey', rng.choice(PASS_TOLD).format(k), ask or rng.choice(PASS_ASK), k)
 
 # %% ../../nbs/74_life.ipynb #preference
@@ -132,9 +132,10 @@ class _Pieces:
         p, a = (self.tokenizer(t, add_special_tokens=False).input_ids for t in (text, answer))
         self.ids.append(p+a); self.labels.append([-100]*len(p)+a)
         return len(self.ids)-1
-    def episode(self, order, ask):
+    def episode(self, order, ask, told):
+        order = torch.tensor(order)
         ids, mask = pad_left(self.ids, self.tokenizer.pad_token_id)
-        return Episode(ids, mask, pad_left(self.labels, -100)[0], torch.tensor(order), ask)
+        return Episode(ids, mask, pad_left(self.labels, -100)[0], order, ask, keep=torch.isin(order, torch.tensor(told)))
 
 def _stream(rng, told, noise):
     "Told things with up to a third of the noise, in half of the lives, strewn before and among them"
@@ -158,13 +159,14 @@ def life(
     pool:int=32          # Distinct noise sentences in the batch
 ) -> Episode:
     "A batch of lives in words"
-    x, order, asks = _Pieces(tokenizer), [], asks or things
+    x, order, tell, asks = _Pieces(tokenizer), [], [], asks or things
     heard = [x.add(rng.choice(bank)) for _ in range(min(pool, rows*noise))]
     for _ in range(rows):
         told = [MAKERS[k](rng, split, direct=direct) for k in rng.sample(kinds, things)]
-        seq = _stream(rng, [x.add(chat_text(tokenizer, t.text)) for t in told], [rng.choice(heard) for _ in range(noise)])
+        tell += [x.add(chat_text(tokenizer, t.text)) for t in told]
+        seq = _stream(rng, tell[-things:], [rng.choice(heard) for _ in range(noise)])
         order.append(seq + [x.add(*chat_text(tokenizer, t.ask, t.answer)) for t in rng.sample(told, asks)])
-    return x.episode(order, range(things+noise, things+noise+asks))
+    return x.episode(order, range(things+noise, things+noise+asks), tell)
 
 # %% ../../nbs/74_life.ipynb #blocks
 def episodes(

@@ -58,6 +58,7 @@ class Episode:
     order: torch.Tensor   # [B,T] which inference a row meets at each step
     ask: tuple = ()       # Steps at which the model answers, ascending
     gap: tuple = (0, 0)   # Steps [from, to) that are mere delay
+    keep: torch.Tensor = None # [B,T] in hindsight, was it worth writing? None: not known
     def __post_init__(self): _check(self)
 
 # %% ../../nbs/70_tasks.ipynb #text
@@ -81,12 +82,12 @@ def window(self:Episode,
     if not 0 <= a <= b <= self.order.shape[1]: raise ValueError(f'window: expected 0 <= a <= b <= {self.order.shape[1]}, got {a}, {b}')
     used, order = self.order[:, a:b].unique(return_inverse=True)
     clip = lambda s: min(max(s, a), b) - a
-    return Episode(self.ids[used], self.mask[used], self.labels[used], order, tuple(s-a for s in self.ask if a <= s < b), (clip(self.gap[0]), clip(self.gap[1])))
+    return Episode(self.ids[used], self.mask[used], self.labels[used], order, tuple(s-a for s in self.ask if a <= s < b), (clip(self.gap[0]), clip(self.gap[1])), None if self.keep is None else self.keep[:, a:b])
 
 @patch
 def to(self:Episode, device) -> Episode:
     "The same on another device"
-    return Episode(*(getattr(self, k).to(device) for k in ('ids', 'mask', 'labels', 'order')), self.ask, self.gap)
+    return Episode(*(getattr(self, k).to(device) for k in ('ids', 'mask', 'labels', 'order')), self.ask, self.gap, None if self.keep is None else self.keep.to(device))
 
 # %% ../../nbs/70_tasks.ipynb #pack
 def pack(
@@ -111,15 +112,22 @@ def _ask(model, ep, t, soft, seen, wipe):
     return loss, torch.zeros_like(u, dtype=torch.bool).index_put((q,), right)
 
 # %% ../../nbs/70_tasks.ipynb #unroll-at-once
-def _at_once(model, ep, state, gate, wipe):
-    h = model.encode(ep.ids, ep.mask)
+def _encode(model, ep, last):
+    "Hidden states of all inferences; those met only in the last step are left 0 if nothing will read its write"
+    if last: return model.encode(ep.ids, ep.mask)
+    used = ep.order[:, :-1].unique()
+    h = model.encode(ep.ids[used], ep.mask[used])
+    return h.new_zeros(len(ep.ids), h.shape[1]).index_copy(0, used, h)
+
+def _at_once(model, ep, state, gate, wipe, last):
+    h = _encode(model, ep, last)
     state, log, reads = model.memory.scan(state, h[ep.order], gate=gate, read_at=ep.ask)
     if not ep.ask: return state, log, None, None
     loss, ok = _ask(model, ep, list(ep.ask), *(r.flatten(0, 1) for r in reads), wipe)
     return state, log, loss, ok.view(len(ep.order), -1)
 
 # %% ../../nbs/70_tasks.ipynb #unroll-steps
-def _step_by_step(model, ep, state, gate, wipe):
+def _step_by_step(model, ep, state, gate, wipe, last):
     logs, losses, oks, counts = [], [], [], []
     for t, u in enumerate(ep.order.T):
         soft, seen = model.memory.read(state)
@@ -138,12 +146,13 @@ def unroll(
     episode:Episode,   # B lives of T steps
     state=None,        # Memory to begin with; None is empty
     gate:str='hard',   # How the memory's gates decide
-    wipe:bool=False    # Answer with the memory hidden
+    wipe:bool=False,   # Answer with the memory hidden
+    last:bool=True     # False: the state after the last step is of no use, so its write may be skipped
 ) -> tuple:            # (state, dict(loss, ok [B,Q], asked [B,Q], log))
     "Live through an episode, writing every inference and answering where asked"
     state = model.memory.init(len(episode.order), episode.ids.device) if state is None else state
     run = _step_by_step if model.memory.sees else _at_once
-    state, log, loss, ok = run(model, episode, state, gate, wipe)
+    state, log, loss, ok = run(model, episode, state, gate, wipe, last)
     asked = (episode.labels[episode.order[:, list(episode.ask)]] != -100).any(-1) if episode.ask else None
     return state, dict(loss=loss, ok=ok, asked=asked, log=log)
 

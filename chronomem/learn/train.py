@@ -35,6 +35,8 @@ class TrainConfig(Config):
     oldest: int = 16384         # Sessions begin at a random age up to this, or gates that see the clock fail in old ones
     promote: float = .95        # Mean accuracy that ends a stage ...
     patience: int = 15          # ... over this many updates
+    hindsight: float = 0.       # Weight of teaching gates which inferences were worth writing
+    learn_first: bool = True    # The first stage's gates are always open
     seed: int = 0
     def validate(self):
         self.need('lengths', self.lengths and list(self.lengths) == sorted(set(self.lengths)) and self.lengths[0] >= 0, 'rising numbers, 0 or more')
@@ -77,7 +79,7 @@ class Trainer:
 @patch(as_prop=True)
 def gate(self:Trainer) -> str:
     "How gates decide now"
-    return 'hard' if self.settled is not None else 'sample' if self.stage else 'always'
+    return 'hard' if self.settled is not None else 'always' if self.stage == 0 and self.config.learn_first else 'sample'
 
 @patch
 def rates(self:Trainer):
@@ -86,7 +88,7 @@ def rates(self:Trainer):
     up = min(1., (self.n+1)/c.warmup) if c.warmup else 1.
     down = 1. if self.settled is None else max(.02, 1-(self.n-self.settled)/max(1, c.settle))
     for g in self.optimizer.param_groups:
-        still = g['name'] == 'gate' and self.stage == 0 and self.settled is None
+        still = g['name'] == 'gate' and self.gate == 'always'
         g['lr'] = 0. if still else g['base']*up*down
 
 @patch(as_prop=True)
@@ -113,6 +115,15 @@ def begin(self:Trainer, batch):
     state.t = (torch.exp(u*math.log1p(self.config.oldest))-1).long().to(state.t.device)
     return state
 
+# %% ../../nbs/72_train.ipynb #hindsight
+@patch
+def taught(self:Trainer, episode, log):
+    "Cross-entropy between gates and hindsight, over due writes; 0 if not asked for"
+    if not self.config.hindsight or episode.keep is None or self.gate == 'always': return 0.
+    keep = episode.keep[..., None].expand_as(log.p).to(log.p)
+    loss = torch.nn.functional.binary_cross_entropy(log.p, keep, reduction='none')
+    return self.config.hindsight*(loss*log.due).sum()/log.due.sum().clamp(min=1)
+
 # %% ../../nbs/72_train.ipynb #window-loss
 @patch
 def backward(self:Trainer, episode):
@@ -121,11 +132,12 @@ def backward(self:Trainer, episode):
     right, asked, logs, loss = 0., 0., [], torch.zeros(())
     for a in range(0, T, W):
         w = episode if T <= W else episode.window(a, min(a+W, T))
-        state, out = unroll(self.model, w, state, self.gate)
+        state, out = unroll(self.model, w, state, self.gate, last=a+W < T)
         logs.append(out['log'].detach())
         if w.ask:
             part = out['loss']*len(w.ask)/len(episode.ask)
-            part.backward(); loss += part.detach()
+            loss += part.detach()
+            (part + self.taught(w, out['log'])).backward()
             right, asked = right+out['ok'].sum(), asked+out['asked'].sum()
         state = state.detach()
     return loss, right/asked, torch.cat(logs, 1)

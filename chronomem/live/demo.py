@@ -18,11 +18,11 @@ from .session import ChronoModel
 def said(
     told,      # What was told
     text:str   # The answer
-) -> str:      # Which option, or which digits; empty if none
+) -> str:      # Which option, or which digits
     "What an answer says, in a word"
     if told.kind == 'passkey': return (re.findall(r'\d+', text) or [''])[0]
     at = {o: m.start() for o in told.options if (m := re.search(rf'\b{re.escape(o)}\b', text, re.I))}
-    return min(at, key=at.get, default='')
+    return min(at, key=at.get, default=told.options[0])
 
 def right(told, text) -> bool: return said(told, text) == told.answer.removeprefix('the ')
 
@@ -58,11 +58,11 @@ def live(
     start, wrote = time.perf_counter(), []
     for t in range(1, inferences+1):
         w = model.ingest_batch(people, [rng.choice(bank) for _ in people])
-        wrote.append([sum(x.writes[n] > 0 for x in w)/len(w) for n in w[0].writes])
+        wrote.append([sum(x.wrote[n] > 0 for x in w)/len(w) for n in w[0].wrote])
         found = probe(model, torch.cat([p.state for p in people]), lives) if t in delays else None
         tell(dict(done=t, of=inferences, wrote=wrote[-1], recall={k: interval(torch.tensor(v)) for k, v in found.items()} if found else None))
     for p in people: p.save()
-    tell(dict(saved=True, seconds=(time.perf_counter()-start)/inferences/len(people), rungs=[*w[0].writes]))
+    tell(dict(saved=True, seconds=(time.perf_counter()-start)/inferences/len(people), rungs=[*w[0].wrote]))
     return people
 
 # %% ../../nbs/84_demo.ipynb #answer
