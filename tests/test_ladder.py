@@ -133,11 +133,19 @@ KEYS = {'tag', 'alpha', 'skip.weight', 'enc.0.weight', 'enc.0.bias', 'enc.2.weig
 @given(configs(), seeds)
 def test_names_of_weights_stay(c, seed):
     m = made(c, seed, 1, 1)[0]
-    assert set(m.state_dict()) == {'norm.weight', 'norm.bias'} | {f'rungs.tau{tau}.{k}' for tau in c.taus for k in KEYS}
-    assert not list(m.buffers()), 'state is never a buffer'
+    assert set(m.state_dict()) == {'norm.weight', 'norm.bias', 'scale'} | {f'rungs.tau{tau}.{k}' for tau in c.taus for k in KEYS}
+    assert [n for n, _ in m.named_buffers()] == ['scale'], 'state is never a buffer; the scale of soft tokens is a constant of the weights'
     assert sum(d['weights'] for d in m.describe()) + 2*D_IN == sum(p.numel() for p in m.parameters())
     assert sum(d['state_bytes'] for d in m.describe()) + 8 == m.init(1).bytes()
-    assert set(RecurrentMemory(c, 2*D_OUT, D_OUT).state_dict()) == {'norm.weight', 'norm.bias', 'alpha', 'place'}
+    assert set(RecurrentMemory(c, 2*D_OUT, D_OUT).state_dict()) == {'norm.weight', 'norm.bias', 'alpha', 'place', 'scale'}
+
+def test_scale_travels_with_the_weights():
+    "A ladder rebuilt around a model whose embeddings have grown must read as it was trained"
+    c = LadderConfig(taus=(1,), dims=(8,), slots=(1,), phases=(0,), hidden=8)
+    a, b = CadenceLadder(c, D_IN, D_OUT, scale=3.), CadenceLadder(c, D_IN, D_OUT, scale=1.)
+    b.load_state_dict(a.state_dict())
+    s, _ = a.write(a.init(1), torch.randn(1, D_IN), gate='always')
+    assert torch.equal(a.read(s)[0], b.read(s)[0])
 
 def test_weights_start_as_they_did():
     torch.manual_seed(0)
