@@ -229,3 +229,17 @@ def test_smollm2(tmp_path):
     assert m.generate(b.input_ids, b.attention_mask, *soft, max_new_tokens=3).shape[0] == 2
     m.save_pretrained(tmp_path/'m')
     assert SavedMemory.load(tmp_path/'m'/'config.json').backbone.name_or_path == 'HuggingFaceTB/SmolLM2-135M-Instruct'
+
+@pytest.mark.parametrize('family', ['llama', 'mamba'])
+def test_gather_and_calibration(family, tmp_path):
+    "Rows don't mix, the cached and the single pass agree, and constants and heads travel with the weights"
+    lm = tiny_lm(family); m = add_memory(lm, MemoryConfig(ladder=SMALL.ladder, gather=4)).eval()
+    ids, mask = batch(rows=40); m.calibrate(ids, mask)
+    h = m.encode(ids, mask).detach()
+    with torch.no_grad(): close(h, m.encode(ids, mask), 1e-3)   # one pass instead of a cached prompt; spreads are small
+    alone = torch.cat([m.encode(i[k.bool()][None], k[k.bool()][None]) for i, k in zip(ids[:3], mask[:3])]).detach()
+    close(alone, h[:3], 1e-3)
+    m.save_pretrained(tmp_path); back = MemoryLM.from_pretrained(tmp_path, tiny_lm(family))
+    assert torch.equal(back.encode(ids, mask), m.encode(ids, mask)) and torch.equal(back.spread, m.spread)
+    grads = torch.autograd.grad(m.encode(ids, mask).pow(2).sum(), [p for n, p in m.gather.named_parameters() if 'query' not in n and 'key' not in n and 'norms.0' not in n and 'norms.1' not in n])
+    assert all(g.abs().sum() > 0 for g in grads)

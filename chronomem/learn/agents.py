@@ -153,7 +153,9 @@ def naming(
     ids[:, when] = torch.where(live[..., None], F.pad(acts, (WIDTH-6, 0)), ids[:, when])
     answer = torch.zeros_like(ids, dtype=torch.bool)
     answer[:, when, -1] = live
-    return pack(ids, answer, (1, 1+delay))
+    keep = answer[..., -1] & (ids[..., -1] == VOCAB.move.start+PRESS)
+    keep[:, 0] = True
+    return pack(ids, answer, (1, 1+delay), keep)
 
 # %% ../../nbs/76_agents.ipynb #choose
 class _Life:
@@ -214,7 +216,7 @@ def hidden_intent(
     ask = _row(VOCAB.ask, VOCAB.letter.start+s, VOCAB.act, answer)
     seen = torch.cat([_actions(G, log, split, generator), _others(G, noise, split, pool, generator)], 1).repeat_interleave(goals, 0)
     ids = torch.cat([tell[:, None], seen, ask[:, None]], 1)
-    return pack(ids, _last(ids, [log+noise+1]), (1+log, 1+log+noise))
+    return pack(ids, _last(ids, [log+noise+1]), (1+log, 1+log+noise), _first(ids))
 
 # %% ../../nbs/76_agents.ipynb #groups
 def _groups(batch, K, g):
@@ -225,6 +227,8 @@ def _groups(batch, K, g):
 def _row(*parts):
     B = next(len(p) for p in parts if torch.is_tensor(p))
     return _left(torch.stack([p if torch.is_tensor(p) else torch.full((B,), p) for p in parts], 1))
+
+def _first(ids): return (torch.arange(ids.shape[1]) == 0).expand(ids.shape[:2])
 
 def _last(ids, steps):
     "The last token of these steps is asked"
@@ -258,7 +262,7 @@ def personality(
     waits = _others(G, noise*choices, split, pool, generator).repeat_interleave(kinds, 0).view(batch, choices, noise, WIDTH)
     tell = _told({2: VOCAB.tell, 3: VOCAB.key.start+like}, batch, WIDTH, split, generator)
     ids = torch.cat([tell[:, None], torch.cat([waits, asks[:, :, None]], 2).flatten(1, 2)], 1)
-    return pack(ids, _last(ids, range(1+noise, ids.shape[1], noise+1)), (1, 1+noise))
+    return pack(ids, _last(ids, range(1+noise, ids.shape[1], noise+1)), (1, 1+noise), _first(ids))
 
 # %% ../../nbs/76_agents.ipynb #offers
 def _offers(n, K, split, g):

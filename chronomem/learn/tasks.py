@@ -93,14 +93,15 @@ def to(self:Episode, device) -> Episode:
 def pack(
     ids,          # [B,T,L] every inference, padded on the left with 0
     answer,       # [B,T,L] bool: tokens that must be predicted
-    gap=(0, 0)    # Steps that are mere delay
+    gap=(0, 0),   # Steps that are mere delay
+    keep=None     # [B,T] bool: worth writing
 ) -> Episode:
     "Episode over the distinct inferences; asks wherever any row has an answer"
     B, T, L = ids.shape
     both, order = torch.cat([ids, answer.to(ids)], -1).flatten(0, 1).unique(dim=0, return_inverse=True)
     ids, k = both[:, :L], both[:, L:].bool()
     ask = answer.any(-1).any(0).nonzero().flatten().tolist()
-    return Episode(ids, (ids != VOCAB.pad).long(), ids.where(k, -100), order.view(B, T), ask, gap)
+    return Episode(ids, (ids != VOCAB.pad).long(), ids.where(k, -100), order.view(B, T), ask, gap, keep)
 
 # %% ../../nbs/70_tasks.ipynb #unroll
 def _ask(model, ep, t, soft, seen, wipe):
@@ -213,8 +214,8 @@ def _life(told, asks, answer, noise, g, shared, split, pool, scatter=0):
     ids = torch.cat([*told, _noise(pool, L, 'value' if shared else 'noise', split, g), *asks])
     labels = torch.full_like(ids, -100)
     labels[-Q*B:, -answer:] = ids[-Q*B:, -answer:]
-    S = K+scatter
-    return Episode(ids, (ids != VOCAB.pad).long(), labels, order, range(S+noise, S+noise+Q), (S, S+noise))
+    S, keep = K+scatter, torch.cat([line >= 0, torch.zeros(B, Q, dtype=torch.bool)], 1)
+    return Episode(ids, (ids != VOCAB.pad).long(), labels, order, range(S+noise, S+noise+Q), (S, S+noise), keep)
 
 # %% ../../nbs/70_tasks.ipynb #passkey
 def passkey(

@@ -198,7 +198,7 @@ def record(self:Trainer, row:dict):
 def trained(self:Trainer) -> dict:
     "What training changes, and the memory's constants"
     own = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-    return own | {n: b for n, b in self.model.named_buffers() if n.startswith('memory.')}
+    return own | {n: b for n, b in self.model.named_buffers() if not n.startswith('lm.')}
 
 @patch
 def tensors(self:Trainer) -> dict:
