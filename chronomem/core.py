@@ -379,7 +379,7 @@ def user_dir(
 # %% ../nbs/00_core.ipynb #dirlock
 class DirLock:
     "Exclusive use of a directory, as a context manager or by `acquire` and `release`"
-    def __init__(self, path): self.path, self._fd = Path(path), None
+    def __init__(self, path): self.path, self._fd, self._pid = Path(path), None, None
     def __enter__(self): return self.acquire()
     def __exit__(self, *_): self.release()
 
@@ -394,15 +394,17 @@ def acquire(self:DirLock):
         os.close(fd)
         if not isinstance(e, BlockingIOError): raise
         raise StateError(f'{self.path} is in use by another session or process: close it first') from None
-    self._fd = fd
+    os.fchmod(fd, 0o600)                                          # whatever the umask was
+    self._fd, self._pid = fd, os.getpid()
     for p in self.path.glob('.tmp-*'): p.unlink(missing_ok=True)
     return self
 
 @patch
 def release(self:DirLock):
-    "Give the lock back; harmless when not held"
+    "Give the lock back; harmless when not held, and in a forked child, whose parent keeps it"
     if self._fd is None: return
-    fcntl.flock(self._fd, fcntl.LOCK_UN); os.close(self._fd)
+    if self._pid == os.getpid(): fcntl.flock(self._fd, fcntl.LOCK_UN)
+    os.close(self._fd)
     self._fd = None
 
 # %% ../nbs/00_core.ipynb #fingerprint

