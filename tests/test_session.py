@@ -9,6 +9,7 @@ from chronomem.backbone.families import add_memory, tiny_lm
 from chronomem.core import DirLock, ManualClock, StateError, seed_all, user_dir
 from chronomem.ladder.ladder import LadderConfig
 from chronomem.backbone.model import CHATML, with_chat
+from chronomem.live import session as S
 from chronomem.live.session import ChronoModel, users, wipe_user
 from chronomem.senses.m4 import M4Token
 
