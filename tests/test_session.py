@@ -2,24 +2,16 @@
 import json, os, random, shutil, signal, subprocess, sys, threading, time, warnings
 from pathlib import Path
 import pytest, torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from chronomem.backbone.backbone import MemoryConfig, MemoryLM
 from chronomem.backbone.families import add_memory, tiny_lm
 from chronomem.core import DirLock, ManualClock, StateError, seed_all, user_dir
 from chronomem.ladder.ladder import LadderConfig
-from chronomem.backbone.model import CHATML, with_chat
+from chronomem.backbone.model import CHATML, byte_tokenizer, with_chat
 from chronomem.live import session as S
 from chronomem.live.session import ChronoModel, users, wipe_user
 from chronomem.senses.m4 import M4Token
 
 SMALL = MemoryConfig(ladder=LadderConfig(dims=(16, 16, 16), slots=(2, 1, 1), hidden=16))
-
-def byte_tokenizer(special=('<pad>', '<eos>')):
-    vocab = {c: i for i, c in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    t = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token=special[0], eos_token=special[1])
 
 def toy(seed=0, config=SMALL, family='llama', lora_r=2):
     with warnings.catch_warnings(action='ignore'):
