@@ -8,7 +8,7 @@ from chronomem.core import StateError, seed_all
 from chronomem.ladder.ladder import LadderConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
-SMALL = MemoryConfig(ladder=LadderConfig(dims=(16, 16, 16), slots=(2, 1, 1), hidden=16))
+SMALL = MemoryConfig(ladder=LadderConfig.of(3, dims=(16, 16, 16), slots=(2, 1, 1), hidden=16))
 OTHERS = ('gpt_neox', 'granite', 'cohere', 'phi', 'bloom', 'opt', 'stablelm')
 
 def other(name):

@@ -3,6 +3,7 @@ import pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from chronomem.core import load_state, save_state
 from chronomem.ladder.ladder import *
+from chronomem.ladder.recurrent import RecurrentMemory
 
 D_IN, D_OUT = 6, 4
 quick = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

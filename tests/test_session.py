@@ -11,7 +11,7 @@ from chronomem.live import session as S
 from chronomem.live.session import ChronoModel, users, wipe_user
 from chronomem.senses.m4 import M4Token
 
-SMALL = MemoryConfig(ladder=LadderConfig(dims=(16, 16, 16), slots=(2, 1, 1), hidden=16))
+SMALL = MemoryConfig(ladder=LadderConfig.of(3, dims=(16, 16, 16), slots=(2, 1, 1), hidden=16))
 
 def toy(seed=0, config=SMALL, family='llama', lora_r=2):
     with warnings.catch_warnings(action='ignore'):

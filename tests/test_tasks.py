@@ -263,7 +263,7 @@ def test_a_real_model(kind):
     from chronomem.ladder.ladder import LadderConfig
     torch.manual_seed(0)
     lm = LlamaForCausalLM(LlamaConfig(vocab_size=len(VOCAB), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, pad_token_id=0))
-    m = MemoryLM(lm, MemoryConfig(kind=kind, n_mem=1, ladder=LadderConfig(dims=(16,)*3, slots=(2,)*3, hidden=16)))
+    m = MemoryLM(lm, MemoryConfig(kind=kind, n_mem=1, ladder=LadderConfig.of(3, dims=(16,)*3, slots=(2,)*3, hidden=16)))
     for make in MAKE.values():
         m.zero_grad()
         out = unroll(m, make(8, 2, generator(0)), gate='always' if kind == 'ladder' else 'hard')[1]

@@ -15,7 +15,9 @@ from fastcore.basics import patch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from transformers import AutoModelForCausalLM
 from ..core import Config, StateError, fingerprint, load_tensors, save_tensors
-from ..ladder.ladder import CadenceLadder, LadderConfig, RecurrentMemory
+from ..ladder.ladder import LadderConfig
+from ..ladder.recurrent import RecurrentMemory
+from ..ladder.whole import LadderRules, make_ladder
 
 # %% ../../nbs/50_backbone.ipynb #config
 @dataclass
@@ -23,6 +25,7 @@ class MemoryConfig(Config):
     "What is added to a language model"
     kind: str = 'ladder'  # 'ladder', or 'recurrent': every slot rewritten at every inference, as in RMT
     ladder: LadderConfig = field(default_factory=LadderConfig)
+    rules: LadderRules = field(default_factory=LadderRules)  # how the ladder writes, reads and is shaped
     n_mem: int = 2        # mem tokens appended to every prompt that is written
     gather: int = 0       # heads with which mem tokens look at the prompt's words once more; for frozen models
     def validate(self):
@@ -83,8 +86,8 @@ class MemoryLM(nn.Module):
         self.d, dev = E.weight.shape[1], E.weight.device
         rms = E.weight.detach().float().pow(2).mean().sqrt().item()*float(getattr(E, 'embed_scale', 1.))
         self.mem = nn.Parameter((torch.randn(self.config.n_mem, self.d)*rms).to(dev))
-        kind = CadenceLadder if self.config.kind == 'ladder' else RecurrentMemory
-        self.memory = kind(self.config.ladder, self.config.n_mem*self.d, self.d, scale=10*rms).to(dev)
+        c, shape = self.config, (self.config.n_mem*self.d, self.d, 10*rms)
+        self.memory = (make_ladder(c.ladder, c.rules, *shape) if c.kind == 'ladder' else RecurrentMemory(c.ladder, *shape)).to(dev)
         self.gather = Gather(self.d, self.config.n_mem, self.config.gather).to(dev) if self.config.gather else None
         for k, v in dict(centre=0., spread=1.).items(): self.register_buffer(k, torch.full((self.config.n_mem*self.d,), v, device=dev))
         self._pos = 'position_ids' in inspect.signature(self.body.forward).parameters
@@ -210,6 +213,11 @@ def logits(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
 
 # %% ../../nbs/50_backbone.ipynb #step
 @patch
+def recall(self:MemoryLM, state, ids, mask):
+    "What the memory shows to these prompts: soft tokens and their mask; a rule of reading that asks is told the question"
+    return self.memory.read(state, self.encode(ids, mask) if getattr(self.memory, 'asks', False) else None)
+
+@patch
 def step(self:MemoryLM,
     state,       # what each row remembers, from `memory.init` or the last step
     ids,         # [N,L] prompts
@@ -225,15 +233,20 @@ def step(self:MemoryLM,
 
 # %% ../../nbs/50_backbone.ipynb #answer-loss
 @patch
-def answer_loss(self:MemoryLM, ids, mask, labels, soft=None, soft_mask=None):
-    "Mean cross-entropy over labels that aren't -100, and per row whether every one of them is the arg max"
+def answers(self:MemoryLM, ids, mask, labels, soft=None, soft_mask=None):
+    "Where labels aren't -100 [N,L-1], the cross-entropies there, and whether the arg max is right there"
     _fit('labels', labels, *ids.shape)
     h, y = self.predict(ids, mask, soft, soft_mask)[:, :-1], labels[:, 1:]
     k = y != -100
     logits = self.head(h[k])
     if not len(logits): raise ValueError('labels: expected at least one that is not -100, after the first column')
-    ok = torch.ones_like(k).index_put((k,), logits.argmax(-1) == y[k])
-    return F.cross_entropy(logits, y[k]), ok.all(1)
+    return k, F.cross_entropy(logits, y[k], reduction='none'), logits.argmax(-1) == y[k]
+
+@patch
+def answer_loss(self:MemoryLM, ids, mask, labels, soft=None, soft_mask=None):
+    "Mean cross-entropy over labels that aren't -100, and per row whether every one of them is the arg max"
+    k, loss, ok = self.answers(ids, mask, labels, soft, soft_mask)
+    return loss.mean(), torch.ones_like(k).index_put((k,), ok).all(1)
 
 # %% ../../nbs/50_backbone.ipynb #generate
 def _pad_id(g):

@@ -171,7 +171,7 @@ def answer(self:ChronoModel,
     halt = [*kw.pop('stopping_criteria', []), _Halt(self, gone or threading.Event())]
     with _use(self) as lm:
         ids, mask = self.pad(rows); lm.check(ids, mask)
-        out = lm.generate(ids, mask, *lm.memory.read(state), streamer, max_new_tokens=max_new_tokens, stopping_criteria=halt, **kw)
+        out = lm.generate(ids, mask, *lm.recall(state, ids, mask), streamer, max_new_tokens=max_new_tokens, stopping_criteria=halt, **kw)
     return [self.decode(r) for r in out.tolist()]
 
 # %% ../../nbs/52_model.ipynb #stream

@@ -167,7 +167,7 @@ class _Life:
     def others(self, n):
         for _ in range(n): self.live(_noise(self.B, WIDTH, 'noise', self.split, self.g))
     def choose(self, ids, wipe):
-        soft, seen = self.model.memory.read(self.state)
+        soft, seen = self.model.recall(self.state, ids, (ids != 0).long())
         y = self.model.logits(ids, (ids != 0).long(), soft, torch.zeros_like(seen) if wipe else seen)[:, -1]
         return y[:, VOCAB.move.start:VOCAB.move.stop].argmax(-1)
 

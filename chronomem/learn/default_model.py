@@ -60,7 +60,7 @@ def rows(tokenizer, texts, exchanges:int, length:int=256, seed:int=0) -> list:
     return out
 
 # %% ../../nbs/75_default_model.ipynb #memory
-DEFAULT = MemoryConfig(ladder=LadderConfig(dims=(256, 192, 192), slots=(4, 1, 1), tokens=4, hidden=192), n_mem=4)
+DEFAULT = MemoryConfig(ladder=LadderConfig.of(3, dims=(256, 192, 192), slots=(4, 1, 1), tokens=4, hidden=192), n_mem=4)
 
 def _rng(g): return random.Random(int(torch.randint(2**31, (1,), generator=g)))
 

@@ -114,21 +114,21 @@ def _ask(model, ep, t, soft, seen, wipe):
 
 # %% ../../nbs/70_tasks.ipynb #unroll-at-once
 def _encode(model, ep, last):
-    "Hidden states of all inferences; those met only in the last step are left 0 if nothing will read its write"
-    if last: return model.encode(ep.ids, ep.mask)
+    "Hidden states of all inferences; those met only in the last step are left 0 if nothing will read its write, nor ask by it"
+    if last or getattr(model.memory, 'asks', False): return model.encode(ep.ids, ep.mask)
     used = ep.order[:, :-1].unique()
     h = model.encode(ep.ids[used], ep.mask[used])
     return h.new_zeros(len(ep.ids), h.shape[1]).index_copy(0, used, h)
 
-def _at_once(model, ep, state, gate, wipe, last):
-    h = _encode(model, ep, last)
-    state, log, reads = model.memory.scan(state, h[ep.order], gate=gate, read_at=ep.ask)
-    if not ep.ask: return state, log, None, None
+def _at_once(model, ep, state, gate, wipe, last, replay):
+    h = _encode(model, ep, last)[ep.order]
+    state, log, reads = model.memory.scan(state, h, gate=gate, read_at=ep.ask, **dict(replay=True) if replay else {})
+    if not ep.ask: return state, dict(log=log, loss=None, ok=None, h=h)
     loss, ok = _ask(model, ep, list(ep.ask), *(r.flatten(0, 1) for r in reads), wipe)
-    return state, log, loss, ok.view(len(ep.order), -1)
+    return state, dict(log=log, loss=loss, ok=ok.view(len(ep.order), -1), h=h, reads=reads)
 
 # %% ../../nbs/70_tasks.ipynb #unroll-steps
-def _step_by_step(model, ep, state, gate, wipe, last):
+def _step_by_step(model, ep, state, gate, wipe, last, replay):
     logs, losses, oks, counts = [], [], [], []
     for t, u in enumerate(ep.order.T):
         soft, seen = model.memory.read(state)
@@ -137,9 +137,9 @@ def _step_by_step(model, ep, state, gate, wipe, last):
             losses.append(loss); oks.append(ok); counts.append((ep.labels[u] != -100).sum())
         state, log = model.memory.write(state, model.encode(ep.ids[u], ep.mask[u], soft, seen), gate=gate)
         logs.append(log)
-    if not ep.ask: return state, torch.stack(logs, 1), None, None
+    if not ep.ask: return state, dict(log=torch.stack(logs, 1), loss=None, ok=None)
     w = torch.stack(counts).to(losses[0])
-    return state, torch.stack(logs, 1), (torch.stack(losses)*w).sum()/w.sum(), torch.stack(oks, 1)
+    return state, dict(log=torch.stack(logs, 1), loss=(torch.stack(losses)*w).sum()/w.sum(), ok=torch.stack(oks, 1))
 
 # %% ../../nbs/70_tasks.ipynb #unroll-fn
 def unroll(
@@ -148,14 +148,15 @@ def unroll(
     state=None,        # Memory to begin with; None is empty
     gate:str='hard',   # How the memory's gates decide
     wipe:bool=False,   # Answer with the memory hidden
-    last:bool=True     # False: the state after the last step is of no use, so its write may be skipped
-) -> tuple:            # (state, dict(loss, ok [B,Q], asked [B,Q], log))
+    last:bool=True,    # False: the state after the last step is of no use, so its write may be skipped
+    replay:bool=False  # Latents from before this episode teach by write replay; see room 20
+) -> tuple:            # (state, dict(loss, ok [B,Q], asked [B,Q], log, and of a ladder h [B,T,d_in] and reads))
     "Live through an episode, writing every inference and answering where asked"
     state = model.memory.init(len(episode.order), episode.ids.device) if state is None else state
     run = _step_by_step if model.memory.sees else _at_once
-    state, log, loss, ok = run(model, episode, state, gate, wipe, last)
+    state, out = run(model, episode, state, gate, wipe, last, replay)
     asked = (episode.labels[episode.order[:, list(episode.ask)]] != -100).any(-1) if episode.ask else None
-    return state, dict(loss=loss, ok=ok, asked=asked, log=log)
+    return state, dict(out, asked=asked)
 
 # %% ../../nbs/70_tasks.ipynb #splits
 def checksum(
