@@ -152,7 +152,7 @@ def test_weights_start_as_they_did():
     torch.manual_seed(0)
     m = CadenceLadder(LadderConfig(), 64, 32)
     r = m.rungs['tau4']
-    assert r.alpha.item() == pytest.approx(.1) and r.gate[-1].bias.item() == 2 and (r.mix.bias == -2).all() and not r.mix.weight.any()
+    assert r.alpha.item() == pytest.approx(.1) and r.gate[-1].bias.item() == 2 and (r.mix[-1].bias == -2).all() and not r.mix[-1].weight.any() and (m.rungs['tau1'].mix.bias == -2).all()
     for w in (r.skip.weight, r.read.weight):
         g = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
         torch.testing.assert_close(g, torch.eye(len(g)), rtol=0, atol=1e-5)

@@ -90,12 +90,13 @@ def trial(
     train:TrainConfig=None,
     noise:tuple=(0,),          # Lengths to evaluate at
     batch:int=96,              # Large, as a ladder's step costs about the same for 8 and for 96 lives
-    seed:int=0
+    seed:int=0,
+    trainer=Trainer            # Class of the trainer
 ) -> tuple:                    # (trained `Bench`, dict of results)
     "Train on the bench, then score"
     t0, model = time.process_time(), Bench(ladder, rules, seed)
     c = (train or TrainConfig()).replace(seed=seed)
-    t = Trainer(model, lambda n, g: make(batch, n, g), c)
+    t = trainer(model, lambda n, g: make(batch, n, g), c)
     t.fit(progress=False)
     cpu, mastered = time.process_time()-t0, t.settled if t.settled is not None and t.settled < c.updates else None
     return model, dict(accuracy={str(n): round(score(model, make, n), 4) for n in noise}, mastered=mastered, updates=t.n, cpu=round(cpu, 1))
