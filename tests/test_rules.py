@@ -72,7 +72,8 @@ def test_promotions_are_few_and_rested(m):
             assert ((i - before[n] >= max(1, r.tau//2)) | (before[n] < 0))[early].all()
 
 @pytest.mark.parametrize('rules', [dict(), dict(writing=dict(when=('surprise',)*2, promote=1)), dict(reading=dict(attend=True, decay=True), writing=dict(evict='unread')),
-    dict(shaping=dict(recon=.2, contrast=.2, ortho=.1, entropy=.01, tax=.1, gap=.1, critic=.1, bits=8, quantise_from=1)), dict(bridge='hier_ae'), dict(bridge='attention')])
+    dict(shaping=dict(recon=.2, contrast=.2, ortho=.1, entropy=.01, tax=.1, gap=.1, critic=.1, bits=8, quantise_from=1)), dict(bridge='hier_ae'), dict(bridge='attention'),
+    dict(writing=dict(when=('surprise', 'clock'), score='hint', feed=True), shaping=dict(width=True))])
 @pytest.mark.parametrize('train', [dict(), dict(window=3, replay=True), dict(unlock=True, reward=.1, learn_first=False)])
 def test_every_rule_trains_behind_a_language_model(rules, train, tmp_path):
     c = MemoryConfig(ladder=LadderConfig(taus=(1, 2), dims=(8, 8), slots=(2, 1), phases=(0, 1), hidden=8), rules=LadderRules.from_dict(rules), n_mem=1)

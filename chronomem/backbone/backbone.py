@@ -218,6 +218,14 @@ def recall(self:MemoryLM, state, ids, mask):
     return self.memory.read(state, self.encode(ids, mask) if getattr(self.memory, 'asks', False) else None)
 
 @patch
+@torch.no_grad()
+def hint(self:MemoryLM, ids, mask):
+    "For ladders whose rule of writing wants it, the mean entropy in nats of what is predicted at a prompt's tokens, [N]; else None"
+    if not getattr(self.memory, 'wants_hint', False): return None
+    y = self.head(self.predict(ids, mask)).log_softmax(-1)
+    return (-(y.exp()*y).sum(-1)*mask).sum(1)/mask.sum(1).clamp(min=1)
+
+@patch
 def step(self:MemoryLM,
     state,       # what each row remembers, from `memory.init` or the last step
     ids,         # [N,L] prompts
@@ -229,7 +237,7 @@ def step(self:MemoryLM,
     self.check(ids, mask, live)
     if len(state.t) != len(ids): raise ValueError(f'state: expected {len(ids)} rows, one per prompt, got {len(state.t)}')
     h = self.encode(ids, mask, *(self.memory.read(state) if self.memory.sees else ()))
-    return self.memory.write(state, h, live, gate)
+    return self.memory.write(state, h, live, gate, self.hint(ids, mask))
 
 # %% ../../nbs/50_backbone.ipynb #answer-loss
 @patch

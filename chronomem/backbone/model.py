@@ -135,7 +135,7 @@ def write(self:ChronoModel,
     with _use(self) as lm:
         lm.check(ids, mask)
         h = lm.encode(ids, mask, *(lm.memory.read(state) if lm.memory.sees else ()))
-        return *lm.memory.write(state, h), h
+        return *lm.memory.write(state, h, hint=lm.hint(ids, mask)), h
 
 # %% ../../nbs/52_model.ipynb #halt
 class _Halt(StoppingCriteria):

@@ -189,7 +189,7 @@ def turn(self:Rung, t, p):
 # %% ../../nbs/20_ladder.ipynb #writing
 class Writing(nn.Module):
     "The plain rule of writing: over the oldest slot, when the clock says so and the gate agrees"
-    extra = 0                                                         # width of what `about` adds
+    extra, wants_hint = 0, False                                      # width of what `about` adds; must the model say how surprised it was?
     def fields(self, s, d): return {}                                 # further state of a rung of s slots, width d: name -> (shape, fill)
     def begin(self, ladder, t, rungs, h, hint): return rungs, {}      # before an inference: rungs, and what their decisions share
     def slot(self, rung, s, t): return s['born'].argmin(1)            # which slot a write goes to, [B]
@@ -240,6 +240,10 @@ class CadenceLadder(nn.Module):
     def asks(self):
         "Does reading want to know the question?"
         return self.reading.asks
+    @property
+    def wants_hint(self):
+        "Does writing want to know how surprised the model was?"
+        return self.writing.wants_hint
     def __init__(self,
         config:LadderConfig,    # Shape of the ladder
         d_in:int,               # Width of one inference's hidden state

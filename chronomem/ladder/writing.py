@@ -85,7 +85,9 @@ class Policies(Writing):
         if len(config.when) not in (0, len(taus)): raise ValueError(f'when: got {len(config.when)} policies, expected one for each of {len(taus)} rungs')
         if config.score == 'reconstruction' and shaping is None: raise ValueError("score: got 'reconstruction', expected a ladder with shaping, which has the decoders")
         self.when = config.when or ('clock',)*len(taus)
-        self.scored = config.feed or 'surprise' in config.when or shaping is not None and shaping.config.width
+        wide = shaping is not None and shaping.config.width
+        self.scored = config.feed or 'surprise' in config.when or wide
+        self.wants_hint = self.scored and (config.score == 'hint' or wide)
 
 # %% ../../nbs/21_writing.ipynb #fields
 @patch

@@ -122,7 +122,9 @@ def _encode(model, ep, last):
 
 def _at_once(model, ep, state, gate, wipe, last, replay):
     h = _encode(model, ep, last)[ep.order]
-    state, log, reads = model.memory.scan(state, h, gate=gate, read_at=ep.ask, **dict(replay=True) if replay else {})
+    more = dict(replay=True) if replay else {}
+    if getattr(model.memory, 'wants_hint', False): more['hint'] = model.hint(ep.ids, ep.mask)[ep.order]
+    state, log, reads = model.memory.scan(state, h, gate=gate, read_at=ep.ask, **more)
     if not ep.ask: return state, dict(log=log, loss=None, ok=None, h=h)
     loss, ok = _ask(model, ep, list(ep.ask), *(r.flatten(0, 1) for r in reads), wipe)
     return state, dict(log=log, loss=loss, ok=ok.view(len(ep.order), -1), h=h, reads=reads)
