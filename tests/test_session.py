@@ -364,9 +364,13 @@ def test_stream_errors_surface_and_leaving_does_not_hang(model, monkeypatch):
     g = s.ask('Tea?', 400, stream=True); next(g); del g
     assert threading.active_count() == n
     with pytest.raises(ValueError, match='no_such_option'): list(s.ask('Tea?', 4, stream=True, no_such_option=1))
-    monkeypatch.setattr(model.lm.memory, 'read', lambda state: 1/0)
+    monkeypatch.setattr(model.lm.memory, 'read', lambda *a: 1/0)
     with pytest.raises(ZeroDivisionError): list(s.ask('Tea?', 4, stream=True))
     assert threading.active_count() == n and s.t == 0
+
+def test_a_ladder_that_wants_a_hint_is_refused(model, monkeypatch):
+    monkeypatch.setattr(type(model.lm.memory), 'wants_hint', True)
+    with pytest.raises(ValueError, match='hint of surprise'): model.session('a', incognito=True)
 
 def test_ingest_while_another_streams(model, reference):
     s, other = (model.session(n, incognito=True) for n in 'ab')
