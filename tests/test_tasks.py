@@ -212,7 +212,7 @@ def test_groups_must_be_whole(make):
 
 class Echo(torch.nn.Module):
     "Remembers the last told value for ever; the protocol of a MemoryLM"
-    sees = False
+    sees, asks, wants_hint, shaping = False, False, False, None
     memory = property(lambda self: self)
     def init(self, B, device=None): return torch.zeros(B, dtype=torch.long)
     def encode(self, ids, mask): return torch.where((ids[:, 2] == VOCAB.tell), ids[:, 3], 0)

@@ -18,6 +18,7 @@ from ..core import Config, StateError, fingerprint, load_tensors, save_tensors
 from ..ladder.ladder import LadderConfig
 from ..ladder.recurrent import RecurrentMemory
 from ..ladder.whole import LadderRules, make_ladder
+from ..ladder.writing import entropy
 
 # %% ../../nbs/50_backbone.ipynb #config
 @dataclass
@@ -215,15 +216,13 @@ def logits(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
 @patch
 def recall(self:MemoryLM, state, ids, mask):
     "What the memory shows to these prompts: soft tokens and their mask; a rule of reading that asks is told the question"
-    return self.memory.read(state, self.encode(ids, mask) if getattr(self.memory, 'asks', False) else None)
+    return self.memory.read(state, self.encode(ids, mask) if self.memory.asks else None)
 
 @patch
 @torch.no_grad()
 def hint(self:MemoryLM, ids, mask):
     "For ladders whose rule of writing wants it, the mean entropy in nats of what is predicted at a prompt's tokens, [N]; else None"
-    if not getattr(self.memory, 'wants_hint', False): return None
-    y = self.head(self.predict(ids, mask)).log_softmax(-1)
-    return (-(y.exp()*y).sum(-1)*mask).sum(1)/mask.sum(1).clamp(min=1)
+    return entropy(self.head(self.predict(ids, mask)), mask) if self.memory.wants_hint else None
 
 @patch
 def step(self:MemoryLM,

@@ -190,6 +190,7 @@ def turn(self:Rung, t, p):
 class Writing(nn.Module):
     "The plain rule of writing: over the oldest slot, when the clock says so and the gate agrees"
     extra, wants_hint = 0, False                                      # width of what `about` adds; must the model say how surprised it was?
+    def __init__(self, shaping=None): super().__init__(); self.shaping = shaping
     def fields(self, s, d): return {}                                 # further state of a rung of s slots, width d: name -> (shape, fill)
     def begin(self, ladder, t, rungs, h, hint): return rungs, {}      # before an inference: rungs, and what their decisions share
     def slot(self, rung, s, t): return s['born'].argmin(1)            # which slot a write goes to, [B]
@@ -236,14 +237,9 @@ class Reading(nn.Module):
 class CadenceLadder(nn.Module):
     "Rungs of growing cadence; all state is in the `LadderState` that goes in and comes out"
     sees = False
-    @property
-    def asks(self):
-        "Does reading want to know the question?"
-        return self.reading.asks
-    @property
-    def wants_hint(self):
-        "Does writing want to know how surprised the model was?"
-        return self.writing.wants_hint
+    asks = property(lambda self: self.reading.asks, doc='Does reading want to know the question?')
+    wants_hint = property(lambda self: self.writing.wants_hint, doc='Does writing want to know how surprised the model was?')
+    shaping = property(lambda self: self.writing.shaping, doc='Auxiliary losses and decoders, or None')
     def __init__(self,
         config:LadderConfig,    # Shape of the ladder
         d_in:int,               # Width of one inference's hidden state

@@ -6,7 +6,6 @@
 __all__ = ['ReadingConfig', 'Looking', 'looked']
 
 # %% ../../nbs/22_reading.ipynb #imports
-import math
 from dataclasses import dataclass
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch

@@ -13,7 +13,7 @@ from .ladder import WriteLog, _blank, _finite, _fits, _packed
 # %% ../../nbs/26_recurrent.ipynb #rmt
 class RecurrentMemory(nn.Module):
     "RMT's rule behind the same interface: at each inference every slot is rewritten with the hidden state of a mem token that saw the memory"
-    sees = True
+    sees, asks, wants_hint, shaping = True, False, False, None
     def __init__(self, config, d_in, d_out, scale=1.):
         super().__init__()
         if d_in % d_out: raise ValueError(f'd_in: got {d_in}, expected a multiple of d_out = {d_out}, one mem token per slot')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TERMS', 'mu_law', 'pack_mu_law', 'unpack_mu_law', 'nested', 'width_by_entropy', 'unexplained', 'reconstruction',
            'info_nce', 'orthogonality', 'gate_entropy', 'promotion_tax', 'memory_gap', 'Critic', 'critic_loss',
-           'ShapingConfig', 'Shaping', 'written_from', 'unlock']
+           'ShapingConfig', 'Shaping', 'written_from']
 
 # %% ../../nbs/23_shaping.ipynb #imports
 import math
@@ -83,10 +83,11 @@ def reconstruction(decoded, target, mask):
 # %% ../../nbs/23_shaping.ipynb #nce
 def info_nce(
     a, b,          # Two views of each row, [B,e]
-    mask,          # Rows that have both, bool [B]
+    mask=None,     # Rows that have both, bool [B]; None: all
     temperature=.1 # Small: only the nearest negatives matter
 ):
     "Symmetric InfoNCE: positives are the same row, negatives the other rows"
+    mask = torch.ones(len(a), dtype=torch.bool, device=a.device) if mask is None else mask
     sim, y = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T/temperature, torch.arange(len(a), device=a.device)
     ways = [F.cross_entropy(s.masked_fill(~mask, -1e9), y, reduction='none') for s in (sim, sim.T)]
     return _mean(sum(ways)/2, mask)
@@ -261,11 +262,6 @@ def surprise(self:Shaping,
 ):         # [B]
     "The share of an input that a candidate fails to tell: 0 is familiar, 1 tells nothing"
     return unexplained(self.decoders[i](new), h)
-
-# %% ../../nbs/23_shaping.ipynb #unlock
-def unlock(ladder_config:LadderConfig, stage:int) -> torch.Tensor:
-    "Which rungs may write at a stage of a curriculum, fastest first, bool [R]; stage 0: only the fastest"
-    return torch.arange(len(ladder_config.taus)) <= stage
 
 # %% ../../nbs/23_shaping.ipynb #before
 def _before(z, born, t):

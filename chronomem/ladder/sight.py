@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JOINS', 'SightConfig', 'SightedState', 'moments', 'shared', 'newest', 'Concat', 'Attend', 'CoAttend', 'slow_rungs',
-           'Fusion', 'sharpness', 'align_loss', 'own_tokens', 'SightedLadder']
+           'Fusion', 'sharpness', 'own_tokens', 'SightedLadder']
 
 # %% ../../nbs/24_sight.ipynb #imports
 import math
@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from tensordict import TensorDict, tensorclass
 from ..core import Config
 from .ladder import TIME, CadenceLadder, LadderConfig, LadderState, time_features
+from .shaping import info_nce
 
 # %% ../../nbs/24_sight.ipynb #config
 def _eyes(): return LadderConfig(taus=(1, 16, 256), dims=(64, 128, 256), slots=(1, 2, 4), phases=(0, 1, 2))
@@ -168,20 +169,6 @@ def _all(x, m): return torch.ones(x.shape[:-1], dtype=torch.bool, device=x.devic
 
 def sharpness(heat): return 100**heat.sigmoid()
 
-# %% ../../nbs/24_sight.ipynb #align
-def align_loss(
-    a,          # Pooled latents of one ladder, [B,W]
-    b,          # Those of the other, of the same lives, [B,W]
-    sharp,      # Inverse temperature
-    held=None   # Lives in which both hold something, [B] bool; None: all
-):              # Scalar; ln B if nothing is related, 0 if no life takes part
-    "Symmetric InfoNCE between two views of the same lives"
-    held, own = _all(a, held), torch.arange(len(a), device=a.device)
-    sim = sharp*F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
-    sim = sim.masked_fill(~(held[:, None] & held), torch.finfo(sim.dtype).min/2)
-    loss = (F.cross_entropy(sim, own, reduction='none') + F.cross_entropy(sim.T, own, reduction='none'))/2
-    return (loss*held).sum()/held.sum().clamp(min=1)
-
 # %% ../../nbs/24_sight.ipynb #pooled
 @patch
 def pooled(self:Fusion, state):
@@ -194,7 +181,7 @@ def pooled(self:Fusion, state):
 def align(self:Fusion, state):
     "Alignment loss of a batch of lives, not weighted"
     a, b, both = self.pooled(state)
-    return align_loss(a, b, sharpness(self.heat), both)
+    return info_nce(a, b, both, 1/sharpness(self.heat))
 
 # %% ../../nbs/24_sight.ipynb #own
 def own_tokens(ladder, tau):

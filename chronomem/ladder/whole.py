@@ -37,6 +37,4 @@ def make_ladder(
     shaping = Shaping(rules.shaping, config, d_in) if rules.shaping != plain.shaping or w.score == 'reconstruction' else None
     writing = Policies(w, config.taus, shaping) if w != plain.writing or shaping is not None else None
     reading = Looking(r, config, d_in) if r != plain.reading or w.evict == 'unread' else None
-    ladder = CadenceLadder(config, d_in, d_out, scale, writing, reading, BRIDGES[rules.bridge])
-    ladder.shaping = shaping
-    return ladder
+    return CadenceLadder(config, d_in, d_out, scale, writing, reading, BRIDGES[rules.bridge])

@@ -115,7 +115,7 @@ def _ask(model, ep, t, soft, seen, wipe):
 # %% ../../nbs/70_tasks.ipynb #unroll-at-once
 def _encode(model, ep, last):
     "Hidden states of all inferences; those met only in the last step are left 0 if nothing will read its write, nor ask by it"
-    if last or getattr(model.memory, 'asks', False): return model.encode(ep.ids, ep.mask)
+    if last or model.memory.asks: return model.encode(ep.ids, ep.mask)
     used = ep.order[:, :-1].unique()
     h = model.encode(ep.ids[used], ep.mask[used])
     return h.new_zeros(len(ep.ids), h.shape[1]).index_copy(0, used, h)
@@ -123,7 +123,7 @@ def _encode(model, ep, last):
 def _at_once(model, ep, state, gate, wipe, last, replay):
     h = _encode(model, ep, last)[ep.order]
     more = dict(replay=True) if replay else {}
-    if getattr(model.memory, 'wants_hint', False): more['hint'] = model.hint(ep.ids, ep.mask)[ep.order]
+    if model.memory.wants_hint: more['hint'] = model.hint(ep.ids, ep.mask)[ep.order]
     state, log, reads = model.memory.scan(state, h, gate=gate, read_at=ep.ask, **more)
     if not ep.ask: return state, dict(log=log, loss=None, ok=None, h=h)
     loss, ok = _ask(model, ep, list(ep.ask), *(r.flatten(0, 1) for r in reads), wipe)

@@ -152,7 +152,7 @@ def row_losses(model, ep, reads, wipe=False):
 @patch
 def extras(self:Trainer, w, state, out):
     "Losses of a window beside its answers'"
-    loss, shaping = self.taught(w, out['log']), getattr(self.model.memory, 'shaping', None)
+    loss, shaping = self.taught(w, out['log']), self.model.memory.shaping
     if self.config.reward and w.ask and self.gate == 'sample':
         loss = loss + self.config.reward*reinforce(out['log'], (out['ok']*out['asked']).sum(1)/out['asked'].sum(1).clamp(min=1))
     terms = [k for k in TERMS if shaping and getattr(shaping.config, k)]

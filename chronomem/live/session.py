@@ -48,7 +48,7 @@ class Session:
     ):
         self.model, self.user, self.home, self.incognito, self.clock, self.save_every = model, user, _home(home), incognito, clock or WallClock(), save_every
         self.dir, self.closed, self._lock, self._log, self._pid = user_dir(self.home, user, create=False), False, None, None, os.getpid()
-        if getattr(model.lm.memory, 'wants_hint', False): raise ValueError("model: its ladder wants a hint of surprise (score='hint' or width), which traces don't keep; expected another score for sessions")
+        if model.lm.memory.wants_hint: raise ValueError("model: its ladder wants a hint of surprise (score='hint' or width), which traces don't keep; expected another score for sessions")
         self._blank()
         if not incognito: self._open()
     @property
