@@ -131,8 +131,8 @@ def default_schemas(
 ) -> dict:        # modality -> `Schema`
     "Schemas of the built-in senses"
     spectral = ('spectral_centroid', 'spectral_bandwidth', 'spectral_rolloff')
-    audio = Schema('audio', ('rms', *spectral, 'spectral_flatness', 'zcr', 'onset_strength', 'pitch_confidence'),
-        dict(is_sound=(), is_speech=(), speaker_detected=(), anomaly=()), width, dict.fromkeys(spectral, 2000.) | dict(rms=0.1, zcr=0.1))
+    audio = Schema('audio', ('rms', *spectral, 'spectral_flatness', 'zcr', 'onset_strength', 'pitch_confidence', 'pitch'),
+        dict(is_sound=(), is_speech=(), speaker_detected=(), anomaly=()), width, dict.fromkeys(spectral, 2000.) | dict(rms=0.1, zcr=0.1, pitch=200.))
     vision = Schema('vision', ('brightness', 'motion', 'faces_detected'),
         dict(face_detected=(), object_detected=('human', 'animal', 'vehicle', 'screen', 'other'), anomaly=()), width, dict(motion=0.1))
     text = Schema('text', ('characters', 'words'), dict(is_question=(), anomaly=()), width, dict(characters=100., words=20.))
