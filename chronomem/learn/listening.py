@@ -68,7 +68,7 @@ class ListenConfig(Config):
     clip: float = 1.        # Of the gradient's norm
     offset: float = .1      # Standard deviation of a band's offset in a stream
     noise: float = .1       # Standard deviation of noise on each value
-    fresh: float = .5       # Share of new streams that start from an empty state
+    fresh: float = .3       # Chance that a window starts from an empty state
     certainty: float = .3   # Weight of the certainty head's loss; it shapes nothing else
     seed: int = 0
     def validate(self):
@@ -127,10 +127,10 @@ def next(self:Listening) -> Streams:
     c, T = self.config, self.streams.shape[1]
     if self.rows is None or self.at + c.window > T:
         self.rows, self.at = torch.multinomial(self.weights, c.batch, True, generator=self.g), 0
-        fresh = self.model.init(c.batch, traces=self.model.resonance is not None)
-        keep = torch.rand(c.batch, generator=self.g) >= c.fresh
-        self.state = fresh if self.state is None else _where(keep, self.state, fresh)
         self.offset = c.offset*torch.randn(c.batch, 1, 40, generator=self.g).repeat(1, 1, self.model.config.width//40)
+    new = self.model.init(c.batch)
+    keep = torch.rand(c.batch, generator=self.g) >= c.fresh
+    self.state = new if self.state is None else _where(keep, self.state, new)
     s = self.streams[self.rows, self.at:self.at+c.window]
     self.at += c.window
     return s

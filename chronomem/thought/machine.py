@@ -205,18 +205,10 @@ def attend(self:Thinker, action, k, v, mask=None):
     q = self.q(self.query(action)).view(len(action), self.config.heads, 1, -1)
     return self.gather(F.scaled_dot_product_attention(q, k, v, mask, self.config.dropout*self.training).flatten(1))
 
-@patch
-def say(self:Thinker, s):
-    "Logits [B,T,*shape] of synchronisation [B,T,P]"
-    return self.head(s).unflatten(-1, self.config.shape)
-
 # %% ../../nbs/33_machine.ipynb #sure
 @patch
-def sure(self:Thinker,
-    s,          # Synchronisation of the pairs that speak, [B,P]
-    until:float # Certainty
-):
-    "Is each row at least so certain? [B]"
+def sure(self:Thinker, s, until):
+    "Is each row [B], by what its speaking pairs [B,P] say, at least so certain?"
     C, y = self.config.shape[-1], self.head(s)
     if C == 1: return certainty(y[:, None, :, None])[:, 0] >= until
     return torch.special.entr(y.view(len(y), -1, C).softmax(-1)).flatten(1).sum(1) <= (1-until)*math.log(C)*(y.shape[1]//C)
@@ -243,10 +235,9 @@ def forward(self:Thinker,
         if until is None: continue
         used, done = used + ~done, self.sure(outs[-1], until)
         if done.all(): break
-    logits = self.say(torch.stack(outs, 1))
+    logits = self.head(torch.stack(outs, 1)).unflatten(-1, self.config.shape)
     sync, _ = self.core.sync.settle(None, sums, s, state.sync.idle)
-    used = used + len(outs) if until is None else used
-    return CoreState(z=z, history=history, sync=sync, batch_size=sync.batch_size), Thought(logits, certainty(logits), used)
+    return CoreState(z=z, history=history, sync=sync, batch_size=sync.batch_size), Thought(logits, certainty(logits), used + len(outs)*(until is None))
 
 # %% ../../nbs/33_machine.ipynb #bits
 class Bits(nn.Module):
@@ -256,7 +247,6 @@ class Bits(nn.Module):
     ):
         super().__init__()
         self.embed, self.place = nn.Embedding(2, d), nn.Linear(2, d)
-
     def forward(self, x):
         a = torch.linspace(0, math.pi, x.shape[1], device=x.device)
         return self.embed((x == 1).long()) + self.place(torch.stack([-a.sin(), a.cos()], -1))
