@@ -3,7 +3,8 @@ import numpy as np, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from chronomem.core import load_state, save_state, seed_all
-from chronomem.senses.audio import AudioConfig, AudioState, Heard, Reflex, SileroVAD, annotate, batch, clean_audio, frames_of, tokens
+from chronomem.senses.audio import AudioConfig, AudioState, Heard, Reflex, annotate, batch, clean_audio, frames_of, tokens
+from chronomem.senses.voice import SileroVAD
 from chronomem.senses.m4 import SourceVocab, collate, default_schemas
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

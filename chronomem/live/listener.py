@@ -71,7 +71,8 @@ class Listener:
         self.swapping, self.place, self.also, self.at = None, {}, set(), int(self.run.inner.steps[0])
         self.cpu, self.wall, self.rss, self.process = deque(maxlen=self.config.keep), deque(maxlen=self.config.keep), deque(maxlen=2000), psutil.Process()
         self.count = dict(frames=0, missing=0, skipped=0, errors=0, missed=0, acted=0, swaps=0)
-        self.last = ''
+        self.last, self.clock = '', None
+        self.rehearse()
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
@@ -99,6 +100,18 @@ def step(self:Listener,
     self.run = Running(inner=inner, ear=ear, mind=mind, awake=run.awake+1, time=torch.full_like(run.time, t+self.period), batch_size=[1])
     self.also.clear()
     return felt, decision
+
+# %% ../../nbs/86_listener.ipynb #rehearse
+@patch
+@torch.no_grad()
+def rehearse(self:Listener):
+    "Play one frame to nobody, so that the first real one meets its deadline"
+    m, x = self.model, torch.zeros(1, 1, self.reflex.config.frame)
+    heard = self.reflex(self.reflex.init(1), x)[1]
+    felt = m(m.init(1, traces=False), m.perceive(audio_batch(heard, schemas=m.schemas, config=self.reflex.config), 1))[1]
+    ex = self.boot.executive
+    if ex.width == felt.latent.shape[-1]+felt.sync.shape[-1]: ex(ex.init(1), frame_of(felt), 0.)[1].explain()
+    if self.run.inner.traces is not None: m.resonance.echo(self.run.inner.traces, felt.latent[:, -1], 0.)
 
 # %% ../../nbs/86_listener.ipynb #swap
 @patch

@@ -1,0 +1,204 @@
+"The listener through everything a source can do to it, restarts after a kill, and the command `chronomem listen`"
+import io, json, os, signal, subprocess, sys, time
+import numpy as np, pytest, soundfile as sf, torch
+from chronomem.core import ManualClock, StateError, WallClock, seed_all
+from chronomem.live.boot import BootConfig, BootManager
+from chronomem.live.executive import ACTIONS, REASONS
+from chronomem.live.listener import Listener, ListenerConfig, Teller
+from chronomem.live.subconscious import Subconscious, SubconsciousConfig
+from chronomem.senses.sources import AudioFile, Source, Watchdog
+from chronomem.then.recall import ResonanceConfig
+from chronomem.thought.machine import ThoughtConfig
+
+def small(seed=0, d=32):
+    seed_all(seed)
+    c = SubconsciousConfig(core=ThoughtConfig(d=d, d_in=32, memory=4, hidden=4, n_out=32, n_action=0, drift='decay'), resonance=ResonanceConfig(width=d, capacity=256), hidden=32)
+    return Subconscious(c).eval().requires_grad_(False)
+
+def voice(seconds=3., rate=16000):
+    t = np.arange(int(seconds*rate))/rate
+    x = sum(np.sin(2*np.pi*k*140*t)/k for k in range(1, 12))*(np.sin(2*np.pi*t) > 0)
+    return (.2*x + .001*np.random.default_rng(0).normal(size=len(t))).astype('f4')
+
+def nans(x): return np.where(np.arange(len(x)) % 50 == 7, np.nan, x).astype('f4')
+
+FILES = dict(plain=(voice(), 16000, {}), clipped=((100*voice()).clip(-1, 1), 16000, {}), silent=(np.zeros(48000, 'f4'), 16000, {}), u8=(voice(3, 8000), 8000, dict(subtype='PCM_U8')),
+             hi=(voice(3, 96000), 96000, dict(subtype='PCM_24')), stereo=(np.stack([voice(), voice()[::-1]], 1), 16000, {}), nan=(nans(voice()), 16000, dict(subtype='FLOAT')), short=(voice(.01), 16000, {}))
+
+@pytest.fixture(scope='module')
+def model(): return small()
+
+def sane(events, n):
+    "n frames and an end, each with features in range and a decision that can be read"
+    *es, end = events
+    assert len(es) == n and end.end and not any(e.end for e in es)
+    for i, e in enumerate(es):
+        assert e.frame == i and not e.error and not e.missing
+        assert all(0 <= v['p'] <= 1 for v in e.features.values()) and all(0 <= v <= 1 for v in e.certainty.values())
+        assert e.decision['action'] in ACTIONS and REASONS[e.decision['reason']][0] == e.decision['action']
+        assert abs(sum(e.decision['attention'].values())-1) < 1e-3
+        json.loads(json.dumps(e.record(), allow_nan=False))
+    return end
+
+@pytest.mark.parametrize('name', FILES)
+def test_files(name, tmp_path, model):
+    x, rate, kw = FILES[name]
+    sf.write(tmp_path/'x.wav', x, rate, **kw)
+    with Listener(model) as l: end = sane(list(l.events(AudioFile(tmp_path/'x.wav'))), 1 if name == 'short' else 60)
+    assert end.reason == 'exhausted' and l.stats()['errors'] == 0
+    if name == 'silent': assert l.run.mind.on.sum() == 0
+
+@pytest.mark.parametrize('name,share', [('plain', .4), ('hi', .7), ('u8', .02)])
+def test_truncated(name, share, tmp_path, model):
+    x, rate, kw = FILES[name]
+    sf.write(tmp_path/'x.wav', x, rate, **kw)
+    raw = (tmp_path/'x.wav').read_bytes()
+    (tmp_path/'x.wav').write_bytes(raw[:int(share*len(raw))])
+    with Listener(model) as l: es = list(l.events(AudioFile(tmp_path/'x.wav')))
+    assert 'cut off' in sane(es, len(es)-1).reason and abs(len(es)-1-60*share) <= 2
+
+def test_no_sound_at_all(tmp_path, model):
+    (tmp_path/'x.wav').touch()
+    with pytest.raises(ValueError, match='empty'): AudioFile(tmp_path/'x.wav')
+    class None_(Source):
+        kind, period = 'audio', .05
+        def frames(self, t0): return iter(())
+    with Listener(model) as l: es = list(l.events(None_('none')))
+    assert [e.end for e in es] == [True] and l.stats()['frames'] == 0
+
+class Shaky(Source):
+    "Live: 10 frames, then nothing for 0.6 s, 10 more, and it is gone"
+    kind, period, replay = 'audio', .05, False
+    def frames(self, t0):
+        for i in range(20):
+            self.clock.advance_to(t0 + .05*(i+1) + .6*(i >= 10))
+            yield self.raw(self.clock.now()-.05, torch.randn(800)*.1)
+        raise OSError('unplugged')
+
+def test_stalls_and_vanishes(model):
+    clock = WallClock()
+    with Listener(model) as l: es = list(l.events(Watchdog(Shaky('mic', clock), clock)))
+    assert es[-1].end and es[-1].reason == 'OSError: unplugged'
+    assert sum(not e.missing for e in es[:-1]) == 20 and 6 <= sum(e.missing for e in es) <= 14
+    gap = [e for e in es if e.missing]
+    assert {e.decision['reason'] for e in gap[:3]} == {'no_input'} and l.run.inner.traces.count.item() == 20
+    assert all(e.t < f.t for e, f in zip(es[:-1], es[1:-1]))
+
+class Stuck(Source):
+    kind, period, replay = 'audio', .05, False
+    def frames(self, t0):
+        yield self.raw(self.clock.now()-.05, torch.zeros(800))
+        time.sleep(20)
+
+def test_hangs_for_ever(model):
+    clock = WallClock()
+    with Listener(model) as l: es = list(l.events(Watchdog(Stuck('mic', clock), clock, give_up=.8)))
+    assert 'no data for 0.8 s' in es[-1].reason and 4 <= sum(e.missing for e in es) <= 20
+
+def test_starved_state_does_not_blow_up(model):
+    class Gap(Source):
+        kind, period = 'audio', .05
+        def frames(self, t0):
+            yield self.raw(0., torch.randn(800)*.1)
+            yield self.raw(.05, duration=3600., missing=True, reason='stalled')
+            yield self.raw(3600.05, torch.randn(800)*.1)
+    with Listener(model, config=ListenerConfig(most_gap=300)) as l: es = list(l.events(Gap('gap')))
+    assert len(es) == 303 and l.stats()['skipped'] == 72000-300 and es[-2].t == 3600.05
+    assert all(v.isfinite().all() for v in (l.run.inner.past, l.run.inner.core.z, l.run.mind.spread))
+
+class Wild(Source):
+    kind, period = 'audio', .05
+    def frames(self, t0):
+        g = np.random.default_rng(0)
+        for i in range(120):
+            bad = [torch.zeros(0), torch.zeros(1, 800), np.zeros(800, 'i2'), None, {}, torch.full((800,), torch.inf), np.full(800, np.nan), torch.randn(800)*1e30, torch.randn(800).half(), b'x'][g.integers(10)]
+            yield self.raw(.05*i, bad if i % 2 else torch.randn(800)*.1)
+
+def test_broken_frames(model):
+    with Listener(model) as l: es = list(l.events(Wild('wild')))
+    assert len(es) == 121 and sum(bool(e.error) for e in es) == l.stats()['errors'] > 30
+    assert all(e.features for e in es[:-1]) and all(not e.error for e in es[:-1:2])
+    assert all(v.isfinite().all() for v in (l.run.inner.past, l.run.inner.core.z, l.run.inner.traces.value))
+
+def test_no_decision_storm_in_silence(tmp_path, model):
+    sf.write(tmp_path/'x.wav', 1e-4*np.random.default_rng(0).normal(size=16000*20), 16000)
+    with Listener(model) as l: acted = [e for e in l.events(AudioFile(tmp_path/'x.wav')) if e.decision and e.decision['action'] != 'wait']
+    assert len(acted) <= 4
+
+LIFE = '''
+import sys, json, torch
+sys.path.insert(0, {tests!r})
+from test_listener import *
+class Slow(AudioFile):
+    def frames(self, t0):
+        for r in super().frames(t0):
+            time.sleep(.004); yield r
+with Listener(small(), {home!r}, boot=BootConfig(every=20, page=64)) as l:
+    for e in l.events(Slow({wav!r}), resume=True):
+        print(json.dumps({{k: v for k, v in e.record().items() if k != 'ms'}}), flush=True)
+'''
+
+def test_killed_and_restarted(tmp_path):
+    sf.write(tmp_path/'x.wav', voice(20), 16000)
+    env = dict(os.environ, OMP_NUM_THREADS='1')
+    with Listener(small()) as l: want = [json.loads(json.dumps({k: v for k, v in e.record().items() if k != 'ms'})) for e in l.events(AudioFile(tmp_path/'x.wav'))]
+    whole = l.run
+    got, cuts = {}, []
+    code = LIFE.format(tests=os.path.dirname(__file__), home=str(tmp_path/'home'), wav=str(tmp_path/'x.wav'))
+    for stop in (90, 150, None):
+        p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, env=env)
+        for i, line in enumerate(p.stdout):
+            e = json.loads(line)
+            if i == 0: cuts.append(e['frame'])
+            assert got.setdefault(e['frame'], e) == e       # what is lived twice is the same twice
+            if stop and i == stop: p.send_signal(signal.SIGKILL); break
+        p.stdout.close(); p.wait()
+    assert 0 == cuts[0] < cuts[1] < cuts[2] < 400
+    assert [got[i] for i in sorted(got)] == want
+    b = BootManager(small(), tmp_path/'home'); run, kept = b.start(); b.close()
+    assert kept['over'] and all(torch.equal(v, run.inner.traces.get(k)) for k, v in whole.inner.traces.items() if v is not None)
+    assert not list((tmp_path/'home').glob('.tmp-*'))
+
+def test_other_model_is_refused(tmp_path):
+    sf.write(tmp_path/'x.wav', voice(.5), 16000)
+    with Listener(small(), tmp_path/'home') as l: list(l.events(AudioFile(tmp_path/'x.wav')))
+    for other in (small(1), small(0, 48)):
+        with pytest.raises(StateError, match='swap this one in'): Listener(other, tmp_path/'home')
+    with Listener(small(), tmp_path/'home') as l:
+        with pytest.raises(StateError, match='in use'): Listener(small(), tmp_path/'home')
+        es = []
+        for e in l.events(AudioFile(tmp_path/'x.wav')):
+            es.append(e)
+            if len(es) == 2: w = l.swap(lambda: small(1)); w.config.shadow = 3; w.thread.join()
+    assert l.stats()['swaps'] == 1 and [e.frame for e in es] == list(range(10, 21))
+    with Listener(small(1), tmp_path/'home') as l: assert l.at == 20 and l.run.inner.traces.count.item() == 20
+
+def test_full_disk_is_told_and_survived(tmp_path, model, monkeypatch):
+    sf.write(tmp_path/'x.wav', voice(2), 16000)
+    with Listener(model, tmp_path/'home', boot=BootConfig(every=5)) as l:
+        def full(*a, **kw): raise OSError(28, 'No space left on device')
+        monkeypatch.setattr('chronomem.live.boot.save_state', full)
+        assert len(list(l.events(AudioFile(tmp_path/'x.wav')))) == 41
+        assert 'No space left' in l.stats()['problem'] and l.stats()['errors'] == 0
+
+def listen(*argv, **kw):
+    return subprocess.run([sys.executable, '-c', 'from chronomem.app.cli import main; main()', 'listen', *map(str, argv)], capture_output=True, text=True, timeout=300, **kw)
+
+def test_command(tmp_path, model):
+    sf.write(tmp_path/'x.wav', voice(2), 16000)
+    model.save_pretrained(tmp_path/'m')
+    p = listen(tmp_path/'x.wav', '--model', tmp_path/'m', '--json', '--home', tmp_path/'h')
+    es = [json.loads(l) for l in p.stdout.splitlines()]
+    assert p.returncode == 0 and [e['frame'] for e in es] == list(range(41)) and es[-1]['end'] and '40 frames' in p.stderr
+    assert set(es[0]['features']) == {h.name for h in model.config.heads} == set(es[0]['certainty'])
+    p = listen(tmp_path/'x.wav', '--model', tmp_path/'m', '--home', tmp_path/'h', '--seconds', '1')
+    assert p.returncode == 0 and 'is_sound' in p.stdout and '20 frames' in p.stderr and '\r' not in p.stdout
+    t = time.time()
+    p = listen(tmp_path/'x.wav', '--model', tmp_path/'m', '--realtime')
+    assert p.returncode == 0 and time.time()-t > 2 and 'end: exhausted' in p.stdout
+
+@pytest.mark.parametrize('argv,say', [(['none.wav'], 'no such file'), (['bad.wav'], 'not a sound file'), (['x.wav', '--seconds', '0'], 'above 0'), (['x.wav', '--model', 'nowhere'], 'no listener')])
+def test_command_mistakes(argv, say, tmp_path):
+    (tmp_path/'bad.wav').write_bytes(b'RIFF' + bytes(300)); sf.write(tmp_path/'x.wav', voice(.2), 16000)
+    p = listen(*argv, cwd=tmp_path)
+    assert p.returncode == 2 and say in p.stderr and 'Traceback' not in p.stderr and not p.stdout
