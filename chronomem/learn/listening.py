@@ -69,12 +69,11 @@ class ListenConfig(Config):
     offset: float = .1      # Standard deviation of a band's offset in a stream
     noise: float = .1       # Standard deviation of noise on each value
     fresh: float = .3       # Chance that a window starts from an empty state
-    certainty: float = .3   # Weight of the certainty head's loss; it shapes nothing else
     seed: int = 0
     def validate(self):
         for k in ('updates', 'batch', 'window'): self.need(k, getattr(self, k) >= 1, 'at least 1')
         for k in ('lr', 'clip'): self.need(k, getattr(self, k) > 0, 'above zero')
-        for k in ('offset', 'noise', 'decay', 'certainty'): self.need(k, getattr(self, k) >= 0, 'zero or more')
+        for k in ('offset', 'noise', 'decay'): self.need(k, getattr(self, k) >= 0, 'zero or more')
         self.need('fresh', 0 <= self.fresh <= 1, 'a share')
 
 # %% ../../nbs/79_listening.ipynb #targets
@@ -147,10 +146,10 @@ def step(self:Listening) -> dict:
     e = s.heard.embedding.float()
     s.heard.embedding = e + self.offset + c.noise*torch.randn(e.shape, generator=self.g)
     self.state, felt = m(self.state, m.perceive(audio_batch(s.heard, schemas=m.schemas), c.batch))
-    y = targets(s)
+    y = {h.name: targets(s)[h.name] for h in m.config.heads}
     loss, parts = self.loss(felt.features, y, steps=s.since)
     hit = torch.stack([right(h, felt.features[h.name].detach(), y[h.name]) for h in m.config.heads], -1)
-    (loss + c.certainty*m.sure.loss(m.seen_by_heads(felt.latent, felt.sync), hit)).backward()
+    loss.backward()
     norm = nn.utils.clip_grad_norm_(m.parameters(), c.clip)
     if not norm.isfinite(): raise FloatingPointError(f'update {self.update}: the gradient is {norm.item()}')
     self.opt.step(); self.plan.step(); self.opt.zero_grad()
@@ -220,7 +219,7 @@ def hear(
         key = {'key': pick(model.embed(felt))} if any(h.key for h in model.config.heads) else {}
         out.append({n: pick(v) for n, v in felt.features.items()} | {f'{n}.certainty': pick(v) for n, v in felt.certainty.items()} | key)
     here = (streams.event.gather(1, at) >= 0) & (streams.event >= 0).any(1)[:, None]
-    labels = {f'{n}.label': (y[..., 0] if y.ndim == 3 else y).gather(1, at) for n, y in targets(streams).items()}
+    labels = {f'{n}.label': (y[..., 0] if y.ndim == 3 else y).gather(1, at) for n, y in targets(streams).items() if n in model.heads}
     return {k: torch.cat([o[k] for o in out]) for k in out[0]} | labels | dict(here=here)
 
 # %% ../../nbs/79_listening.ipynb #curve

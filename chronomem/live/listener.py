@@ -64,7 +64,7 @@ class Listener:
     ):
         self.config, self.model, self.prompt, self.actions = config or ListenerConfig(), model, prompt, actions
         self.boot = BootManager(model, home, boot, reflex, executive)
-        self.reflex, self.period, self.labels = self.boot.reflex, self.boot.config.frame, {'affect': AFFECTS, **(labels or {})}
+        self.reflex, self.period, self.labels = self.boot.reflex, self.boot.config.frame, {'affect': AFFECTS, **{h.name: h.names for h in model.config.heads if h.names}, **(labels or {})}
         try: self.run, self.kept = self.boot.start()
         except BaseException: self.boot.close(); raise
         self.ring = RawRing(self.config.ring, self.period, (self.reflex.config.frame,))

@@ -18,7 +18,7 @@ from torch import nn
 from ..core import Config, StateError, load_tensors, save_tensors
 from ..senses.m4 import M4InputEncoder, default_schemas
 from ..then.recall import Resonance, ResonanceConfig, TraceState
-from ..thought.convergence import Feature, CertaintyHead
+from ..thought.convergence import Feature
 from ..thought.machine import Core, CoreState, ThoughtConfig
 from ..thought.sync import SyncState, hold
 
@@ -135,7 +135,6 @@ class Subconscious(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(d)] + [nn.LayerNorm(self.core.n_out)]*c.sync)
         self.drop = nn.Dropout(c.dropout)
         self.heads = nn.ModuleDict({h.name: _head(n, h, c) for h in c.heads})
-        self.sure = CertaintyHead(n, len(c.heads))
         if not c.neurons: self.core.nlm = _Last()
         with torch.no_grad(): self.core.sync.decay.copy_(math.log(2)/torch.logspace(math.log10(4), math.log10(800), len(self.core.sync.decay)))
 
@@ -261,8 +260,14 @@ def seen_by_heads(self:Subconscious, latent, sync):
 def read(self:Subconscious, latent, sync) -> Felt:
     "Features and certainty of latents [...,D] and synchronizations [...,P]"
     x = self.seen_by_heads(latent, sync)
-    sure = torch.sigmoid(self.tune[:, 0]*torch.logit(self.sure(x), 1e-4) + self.tune[:, 1])
-    return Felt(latent, sync, {k: h(x) for k, h in self.heads.items()}, {h.name: sure[..., i] for i, h in enumerate(self.config.heads)})
+    y = {k: h(x) for k, h in self.heads.items()}
+    return Felt(latent, sync, y, {h.name: self.certainty(i, h, y[h.name]) for i, h in enumerate(self.config.heads) if h.kind != 'mse'})
+
+@patch
+def certainty(self:Subconscious, i, head, y):
+    "Calibrated chance that the likeliest answer is right, [...]"
+    p = y.softmax(-1).amax(-1) if head.kind == 'ce' else (y.abs().sigmoid()).amin(-1)
+    return torch.sigmoid(self.tune[i, 0]*torch.logit(p.detach(), 1e-4) + self.tune[i, 1])
 
 @patch
 def embed(self:Subconscious, felt:Felt, name:str='speaker'):

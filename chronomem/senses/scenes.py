@@ -124,6 +124,7 @@ class StudioConfig(Config):
     frames: int = 180           # Length of a scene, 9 s
     events: int = 3             # Events in it
     longest: float = 2.2        # Seconds of an event at most
+    brief: float = .4           # Share of events that are cut shorter: words are short, too
     strength: float = 1.        # Of channel and room, at most; a third of the scenes have none, a third .4 of it
     snr: tuple[float, ...] = (0., 40.)     # Decibels, from and to; a third of the scenes have almost none
     level: tuple[float, ...] = (-45., -12.)# Loudness, dBFS
@@ -164,7 +165,7 @@ def event(self:Studio, g, clip=None, where=(0., 0)):
     "Samples of a clip, or of an invented sound, not longer than an event may be, through the scene's channel"
     longest, (strength, seed) = self.config.longest, where
     x = invent(g, uniform(g, .15, longest)) if clip is None else self.load(clip)
-    n = int(16000*longest)
+    n = int(16000*(longest if g.random() > self.config.brief else uniform(g, .15, longest)))
     if len(x) > n: x = x[(i := g.integers(len(x)-n)):i+n]
     return channel(x, np.random.default_rng(seed), strength) if strength else x
 
