@@ -173,6 +173,17 @@ def test_other_model_is_refused(tmp_path):
     assert l.stats()['swaps'] == 1 and [e.frame for e in es] == list(range(10, 21))
     with Listener(small(1), tmp_path/'home') as l: assert l.at == 20 and l.run.inner.traces.count.item() == 20
 
+def test_newer_model_may_have_other_heads(tmp_path):
+    sf.write(tmp_path/'x.wav', voice(1.), 16000)
+    def other(): c = small().config; seed_all(1); return Subconscious(c.replace(heads=c.heads[:2])).eval()
+    es = []
+    with Listener(small()) as l:
+        for e in l.events(AudioFile(tmp_path/'x.wav')):
+            es.append(e)
+            if len(es) == 2: w = l.swap(other); w.config.shadow = 3; w.thread.join()
+    assert l.stats()['swaps'] == 1 and not [e.error for e in es if e.error]
+    assert set(es[0].features) > set(es[-2].features) == {'is_sound', 'is_speech'}
+
 def test_full_disk_is_told_and_survived(tmp_path, model, monkeypatch):
     sf.write(tmp_path/'x.wav', voice(2), 16000)
     with Listener(model, tmp_path/'home', boot=BootConfig(every=5)) as l:

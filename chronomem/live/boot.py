@@ -314,7 +314,7 @@ def feel(self:HotSwap,
     if self.phase != 'shadow' or self.report['shadowed'] < self.config.shadow: return model, state, felt
     self.phase = 'done'
     if self.shares: self.state.traces = state.traces
-    return self.model, self.state, felt
+    return self.model, self.state, shadow
 
 # %% ../../nbs/85_boot.ipynb #adopt
 @patch

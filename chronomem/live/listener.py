@@ -137,7 +137,7 @@ def _feel(self:Listener, inner, see):
 @patch
 def _mind(self:Listener, mind, felt):
     ex, width = self.boot.executive, felt.latent.shape[1]+felt.sync.shape[1]
-    if ex.width == width: return mind
+    if ex.width == width and ex.heads == tuple(self.model.config.heads): return mind
     self.boot.executive = Executive(ex.config, self.model.config.heads, width)
     return self.boot.executive.init(1)
 
