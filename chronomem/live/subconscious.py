@@ -35,7 +35,7 @@ HEADS = (Head('is_sound', 'bce', 2), Head('is_speech', 'bce', 4), Head('speaker'
 @dataclass
 class SubconsciousConfig(Config):
     "Shape of the state machine"
-    core: ThoughtConfig = field(default_factory=lambda: ThoughtConfig(d=128, d_in=128, memory=8, deep=False, n_out=128, n_action=0, measure='correlation', drift='decay'))
+    core: ThoughtConfig = field(default_factory=lambda: ThoughtConfig(d=128, d_in=128, memory=8, deep=False, n_out=128, n_action=0, measure='correlation'))
     heads: tuple[Head, ...] = HEADS
     width: int = 200                        # Of a token's embedding
     hops: int = 5                           # Parts an embedding has, one after the other in time; 1: none
