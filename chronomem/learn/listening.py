@@ -6,17 +6,15 @@
 __all__ = ['AFFECTS', 'Streams', 'build_sequences', 'ListenConfig', 'targets', 'right', 'Listening', 'hear', 'curve', 'fit_platt']
 
 # %% ../../nbs/79_listening.ipynb #imports
-import json, math, time
 from dataclasses import dataclass
-from pathlib import Path
-import numpy as np, torch, torch.nn.functional as F
+import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from tensordict import tensorclass
 from torch import nn
 from tqdm.auto import tqdm
 from ..core import Config, StateError, generator, load_tensors, save_tensors
 from ..senses.audio import Heard, Reflex, batch as audio_batch, frames_of
-from ..senses.scenes import EMOTIONS, Clip, Scene, Studio, StudioConfig
+from ..senses.scenes import EMOTIONS
 from ..thought.convergence import AdaptiveConvergenceLoss, ConvergenceConfig, Feature
 
 # %% ../../nbs/79_listening.ipynb #streams
@@ -146,7 +144,8 @@ def step(self:Listening) -> dict:
     e = s.heard.embedding.float()
     s.heard.embedding = e + self.offset + c.noise*torch.randn(e.shape, generator=self.g)
     self.state, felt = m(self.state, m.perceive(audio_batch(s.heard, schemas=m.schemas), c.batch))
-    y = {h.name: targets(s)[h.name] for h in m.config.heads}
+    known = targets(s)
+    y = {h.name: known[h.name] for h in m.config.heads}
     loss, parts = self.loss(felt.features, y, steps=s.since)
     hit = torch.stack([right(h, felt.features[h.name].detach(), y[h.name]) for h in m.config.heads], -1)
     loss.backward()

@@ -88,7 +88,7 @@ def step(self:Listener,
     x=None     # Samples [n]; None: nothing came
 ) -> tuple:    # (Felt, Decision), and `run` has moved on
     "Live one frame"
-    run, alarm, senses = self.run, None, [*self.boot.executive.config.senses]
+    run, senses = self.run, [*self.boot.executive.config.senses]
     ear, heard = (run.ear, None) if x is None else self.reflex(run.ear, x[None, None])
     tokens = {} if x is None else dict(b=audio_batch(heard, t0=t, schemas=self.model.schemas, config=self.reflex.config))
     see = lambda m: _nothing(m, t) if x is None else m.perceive(tokens['b'], 1)

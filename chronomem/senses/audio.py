@@ -17,7 +17,7 @@ from scipy.signal import resample_poly
 from tensordict import tensorclass
 from torch import nn
 from ..core import Config
-from .m4 import M4Batch, M4Token, SourceVocab, default_schemas
+from .m4 import M4Batch, M4Token, default_schemas
 
 # %% ../../nbs/11_audio.ipynb #config
 @dataclass
