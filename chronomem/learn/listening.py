@@ -65,7 +65,7 @@ class ListenConfig(Config):
     decay: float = .05      # Weight decay
     clip: float = 1.        # Of the gradient's norm
     offset: float = .1      # Standard deviation of a band's offset in a stream
-    noise: float = .1       # Standard deviation of noise on each value
+    noise: float = 0.       # Standard deviation of noise on each value; it would roughen what statistics are taken of
     fresh: float = .3       # Chance that a window starts from an empty state
     seed: int = 0
     def validate(self):

@@ -265,7 +265,7 @@ def frame_of(
 ) -> Felt:     # [B,...]
     "One frame of several"
     pick = lambda d: {k: v[:, t] for k, v in d.items()}
-    return Felt(felt.latent[:, t], felt.sync[:, t], pick(felt.features), pick(felt.certainty))
+    return Felt(felt.latent[:, t], felt.sync[:, t], pick(felt.features), pick(felt.certainty), None if felt.lately is None else felt.lately[:, t])
 
 # %% ../../nbs/81_executive.ipynb #explain
 @patch

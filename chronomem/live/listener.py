@@ -82,7 +82,7 @@ def _nothing(model, t):
     return Sensed(z(model.config.core.d_in), z(model.seen), z(), z().double()+t, z() == 0)
 
 @patch
-@torch.no_grad()
+@torch.inference_mode()
 def step(self:Listener,
     t:float,   # When the frame began
     x=None     # Samples [n]; None: nothing came
@@ -103,7 +103,7 @@ def step(self:Listener,
 
 # %% ../../nbs/86_listener.ipynb #rehearse
 @patch
-@torch.no_grad()
+@torch.inference_mode()
 def rehearse(self:Listener):
     "Play one frame to nobody, so that the first real one meets its deadline"
     m, x = self.model, torch.zeros(1, 1, self.reflex.config.frame)

@@ -165,6 +165,19 @@ def _score(self:Resonance, cos, age, slack=1e-6):
 
 def _ages(now, time): return (now-time).float().clamp(min=0)
 
+# %% ../../nbs/42_recall.ipynb #top
+def _top(
+    score,   # [B,N]
+    k:int,   # How many
+    parts:int# Elements that share a maximum; they lie apart, which is how a CPU is fast
+):           # Indices, in no order, [B,k] or all
+    "The k largest"
+    n = score.shape[1]//parts
+    if n*parts != score.shape[1] or k > n: return score.topk(min(k, score.shape[1]), 1, sorted=False).indices
+    best = score.unflatten(1, (parts, n)).amax(1).topk(k, 1, sorted=False).indices
+    i = (best[:, None] + n*torch.arange(parts, device=score.device)[:, None]).flatten(1)
+    return i.gather(1, score.gather(1, i).topk(k, 1, sorted=False).indices)
+
 # %% ../../nbs/42_recall.ipynb #candidates
 @patch
 def _by_blocks(self:Resonance, state, q, now):
@@ -177,7 +190,7 @@ def _by_blocks(self:Resonance, state, q, now):
 def _by_codes(self:Resonance, state, q, now):
     code, scale = _coded(q)
     cos = torch._int_mm(state.code[0], code.T.contiguous()).T*scale[:, None]*state.scale
-    return self._score(cos, _ages(now, state.time), .01).topk(min(self.config.rerank, cos.shape[1]), 1, sorted=False).indices
+    return _top(self._score(cos, _ages(now, state.time), .01), self.config.rerank, self.config.block)
 
 @patch
 def _candidates(self:Resonance, state, q, now, search):
