@@ -327,9 +327,7 @@ def _adopt(self:HotSwap, state):
 @patch
 def _quietly(self:HotSwap, see):
     "Feel without storing in traces that are another's"
-    if self.shares: self.model.resonance.store = lambda traces, *a, **kw: traces
-    try: self.state, felt = self.model(self.state, see(self.model))
-    finally: self.model.resonance and self.model.resonance.__dict__.pop('store', None)
+    self.state, felt = self.model(self.state, see(self.model), write=not self.shares)
     return felt
 
 @patch

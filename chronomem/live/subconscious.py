@@ -203,15 +203,14 @@ def frame(self:Subconscious, past, core, drive, traces, now, how, starved):
     z, history, sums, s = self.core.tick(*core, drive + self.blend(mixed if c.echo_in_sync else ctx), how)
     if starved is not None:
         z, history, *sums = hold(starved, (core[0], core[1], *core[2]), (z, history, *sums))
-    latent = (mixed + z)/2
-    if traces is not None: self.resonance.store(traces, latent, now, None if starved is None else ~starved)
-    return latent, (z, history, tuple(sums)), s
+    return (mixed + z)/2, (z, history, tuple(sums)), s
 
 # %% ../../nbs/80_subconscious.ipynb #forward
 @patch
 def forward(self:Subconscious,
     state:SubState,   # From `init` or an earlier call; its traces are written in place
-    sensed            # `Sensed` of [B,T], or an `M4Batch` with one token per stream and frame
+    sensed,           # `Sensed` of [B,T], or an `M4Batch` with one token per stream and frame
+    write:bool=True   # Store latents among the traces? False: they are only read, as they are another's
 ) -> tuple:           # (state, Felt of [B,T,...])
     "Feel some frames, one after the other"
     s = sensed if isinstance(sensed, Sensed) else self.perceive(sensed, len(state))
@@ -222,8 +221,9 @@ def forward(self:Subconscious,
         starved = None if s.starved is None else s.starved[:, t]
         latent, core, sync = self.frame(past, core, x, state.traces, s.time[:, t], how, starved)
         past.append(latent)
+        if write and state.traces is not None: self.resonance.store(state.traces, latent, s.time[:, t], None if starved is None else ~starved)
         idle = torch.zeros_like(idle) if starved is None else torch.where(starved, idle+1, 0)
-        syncs.append(sync if starved is None else self.core.sync.read(*core[2])*(self.core.sync.gain(idle) if self.config.core.drift != 'none' else 1))
+        syncs.append(sync if starved is None else self.core.sync.read(*core[2])*self.core.sync.gain(idle))
     sums = SyncState(alpha=core[2][0], beta=core[2][1], idle=idle, centre=core[2][2], power=core[2][3], batch_size=idle.shape)
     new = SubState(core=CoreState(z=core[0], history=core[1], sync=sums, batch_size=idle.shape), past=torch.stack(past[-max(self.config.at):], 1),
         usual=usual, steps=state.steps+drive.shape[1], traces=state.traces, batch_size=idle.shape)
