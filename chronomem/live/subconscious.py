@@ -31,7 +31,7 @@ class Head(Feature):
     key: int = 0 # Width of an embedding before the classes, compared by cosine; 0 is a plain layer
     names: tuple[str, ...] = () # Of the classes
 
-HEADS = (Head('is_sound', 'bce', 2), Head('is_speech', 'bce', 4), Head('speaker', 'ce', 8, n=32, key=32), Head('affect', 'ce', 12, .5, n=7, reads='usual'))
+HEADS = (Head('is_sound', 'bce', 2), Head('is_speech', 'bce', 4), Head('speaker', 'ce', 8, n=32, key=32, reads='usual'), Head('affect', 'ce', 12, .5, n=7, reads='usual'))
 
 @dataclass
 class SubconsciousConfig(Config):
