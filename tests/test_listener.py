@@ -4,7 +4,8 @@ import numpy as np, pytest, soundfile as sf, torch
 from chronomem.core import ManualClock, StateError, WallClock, seed_all
 from chronomem.live.boot import BootConfig, BootManager
 from chronomem.live.executive import ACTIONS, REASONS
-from chronomem.live.listener import Listener, ListenerConfig, Teller
+from chronomem.live.listener import Listener, ListenerConfig
+from chronomem.live.teller import Teller
 from chronomem.live.subconscious import Subconscious, SubconsciousConfig
 from chronomem.senses.sources import AudioFile, Source, Watchdog
 from chronomem.then.recall import ResonanceConfig

@@ -102,7 +102,8 @@ def _command(s, line):
 def run_listen(a):
     "Say what is heard"
     import torch
-    from chronomem.live.listener import Listener, Teller
+    from chronomem.live.listener import Listener
+    from chronomem.live.teller import Teller
     from chronomem.live.subconscious import Subconscious
     if a.resume and not a.home: raise ValueError('--resume: needs --home, where the state is kept')
     source, clock = _source(a)
