@@ -65,7 +65,7 @@ class ListenConfig(Config):
     decay: float = .05      # Weight decay
     clip: float = 1.        # Of the gradient's norm
     offset: float = .1      # Standard deviation of a band's offset in a stream
-    noise: float = 0.       # Standard deviation of noise on each value; it would roughen what statistics are taken of
+    noise: float = .3       # Standard deviation of noise on what drives the state, in that of the drive; statistics stay clean
     fresh: float = .3       # Chance that a window starts from an empty state
     seed: int = 0
     def validate(self):
@@ -141,9 +141,10 @@ def _where(keep, old, new):
 def step(self:Listening) -> dict:
     "One update"
     c, m, s = self.config, self.model, self.next()
-    e = s.heard.embedding.float()
-    s.heard.embedding = e + self.offset + c.noise*torch.randn(e.shape, generator=self.g)
-    self.state, felt = m(self.state, m.perceive(audio_batch(s.heard, schemas=m.schemas), c.batch))
+    s.heard.embedding = s.heard.embedding.float() + self.offset
+    sensed = m.perceive(audio_batch(s.heard, schemas=m.schemas), c.batch)
+    rough = c.noise*sensed.drive.detach().std()*torch.randn(sensed.drive.shape, generator=self.g)
+    self.state, felt = m(self.state, sensed._replace(drive=sensed.drive + rough))
     known = targets(s)
     y = {h.name: known[h.name] for h in m.config.heads}
     loss, parts = self.loss(felt.features, y, steps=s.since)

@@ -190,7 +190,9 @@ def accustomed(self:Subconscious, state, s):
     "What is usual after these frames, the drive [B,T,d_in], and what was heard lately [B,T,4*seen]"
     c = self.config
     if not c.usual: return state.usual, s.drive + self.enter(s.view), None
-    usual, odd, lately = compare(state.usual, s.view, s.weight, state.steps == 0, c.usual/c.frame, c.pause/c.frame)
+    new = ((state.steps == 0) | (state.core.sync.idle > 0))[:, None]
+    new = torch.cat([new, torch.zeros_like(s.weight, dtype=torch.bool) if s.starved is None else s.starved], 1)[:, :-1]
+    usual, odd, lately = compare(state.usual, s.view, s.weight, new, c.usual/c.frame, c.pause/c.frame)
     return usual, s.drive + self.enter(torch.cat([s.view, odd], -1)), lately
 
 # %% ../../nbs/80_subconscious.ipynb #frame

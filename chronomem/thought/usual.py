@@ -62,11 +62,11 @@ def view(
 def steps(
     last,  # The frame before these, [B,W]
     x,     # Frames, [B,T,W]
-    new    # Has the stream only begun? [B]; the first frame then has no step
+    new    # Frames that follow nothing and so have no step: a stream's first, and the first after a gap, [B,T]
 ):         # [B,T,2W]
     "Frames, and the size of the step to each"
     s = torch.cat([last[:, None], x], 1).diff(dim=1).abs()
-    return torch.cat([x, torch.cat([s[:, :1]*~new[:, None, None], s[:, 1:]], 1)], -1)
+    return torch.cat([x, s*~new[..., None]], -1)
 
 # %% ../../nbs/34_usual.ipynb #both
 @tensorclass
@@ -86,7 +86,7 @@ def compare(
     state:Usual,
     x,           # Input, [B,T,W]
     w,           # Weights, [B,T]
-    new,         # Has the stream only begun? [B]
+    new,         # Frames that follow nothing, [B,T]
     slow:float,  # Time constant of the slow sums, in frames
     pause:float  # Frames of silence that leave 1/e of what was heard lately
 ):               # state, comparison [B,T,3W], what was heard lately [B,T,4W]
