@@ -5,6 +5,7 @@ from chronomem.core import ManualClock, StateError, WallClock, seed_all
 from chronomem.live.boot import BootConfig, BootManager
 from chronomem.live.executive import ACTIONS, REASONS
 from chronomem.live.listener import Listener, ListenerConfig
+from chronomem.live.recording import _leaves
 from chronomem.live.teller import Teller
 from chronomem.live.subconscious import Subconscious, SubconsciousConfig
 from chronomem.senses.sources import AudioFile, Source, Watchdog
@@ -120,6 +121,26 @@ def test_broken_frames(model):
     assert len(es) == 121 and sum(bool(e.error) for e in es) == l.stats()['errors'] > 30
     assert all(e.features for e in es[:-1]) and all(not e.error for e in es[:-1:2])
     assert all(v.isfinite().all() for v in (l.run.inner.past, l.run.inner.core.z, l.run.inner.traces.value))
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('kw', [dict(), dict(echo=0.), dict(usual=0.)], ids=['echo', 'no echo', 'no statistics'])
+def test_recorded_frames_are_the_written_ones(seed, kw):
+    "Whatever comes, in whatever order: the same records, the same state, in every digit"
+    seed_all(0)
+    heads = tuple(h.replace(reads='state') for h in small().config.heads) if 'usual' in kw else small().config.heads
+    m, g = Subconscious(small().config.replace(heads=heads, **kw)).eval(), np.random.default_rng(seed)
+    kinds = [lambda: np.zeros(800), lambda: .1*g.normal(size=800), lambda: 90*g.normal(size=800), lambda: nans(g.normal(size=800)), lambda: voice(.05), lambda: None]
+    frames = [kinds[g.integers(len(kinds))]() for _ in range(80)]
+    records, states = [], []
+    for quick in (True, False):
+        with Listener(m) as l:
+            assert l.quick[0] is m and not l.last
+            if not quick: l.quick = None, None
+            es = [l._frame(.05*i, None if x is None else torch.as_tensor(x, dtype=torch.float32).nan_to_num()) for i, x in enumerate(frames)]
+        records.append([{k: v for k, v in e.record().items() if k != 'ms'} for e in es]); states.append(l.run)
+    assert records[0] == records[1] and not any(e.error for e in es)
+    a, b = map(_leaves, states)
+    assert len(a) == len(b) > 20 and all(torch.equal(v, w) for v, w in zip(a, b))
 
 def test_no_decision_storm_in_silence(tmp_path, model):
     sf.write(tmp_path/'x.wav', 1e-4*np.random.default_rng(0).normal(size=16000*20), 16000)

@@ -115,6 +115,7 @@ def _examples(self:Listener, live):
     cold, at = self.boot.cold, lambda t: torch.tensor(t, dtype=torch.float64)
     old, x = cold(), .1*torch.randn(30, n, generator=g)
     for i in range(29): old, *_ = live(old, at(.05*i), x[i], on)
+    old.inner.traces = None
     def lived(): new = cold(); return old.replace(inner=carried(old.inner, new.inner, ['core', 'past', 'usual'])), at(2.), x[29], on
     return [lambda: (cold(), at(0.), torch.zeros(n), on), lived]
 
@@ -270,6 +271,7 @@ def save(self:Listener) -> bool:
 @patch
 def close(self:Listener):
     "Give the home free"
+    self.quick = None, None
     self.boot.close()
 
 # %% ../../nbs/86_listener.ipynb #stats

@@ -14,7 +14,7 @@ from torch import nn
 # %% ../../nbs/83_recording.ipynb #flat
 def _nest(x):
     "Parts of x, and what makes them into one again; of a tensor or None there are none"
-    if is_tensor_collection(x): names = sorted(x.keys()); return [x.get(k) for k in names], lambda v: type(x)(**dict(zip(names, v)), batch_size=x.batch_size)
+    if is_tensor_collection(x): names, kind, size = sorted(x.keys()), type(x), x.batch_size; return [x.get(k) for k in names], lambda v: kind(**dict(zip(names, v)), batch_size=size)
     if isinstance(x, dict): names = sorted(x); return [x[k] for k in names], lambda v: dict(zip(names, v))
     if isinstance(x, tuple): return x, type(x)._make if hasattr(x, '_make') else tuple
     raise TypeError(f'expected tensors, None, and dicts, tuples and state classes of them, got {type(x).__name__}')
@@ -47,15 +47,16 @@ def record(
     f,            # Function of nested tensors, e.g. states; may write into them in place
     parts,        # Modules whose weights it uses
     examples,     # Functions () -> arguments; the first is recorded, all are compared
-    times:int=3   # Replays that are compared per example; a recording is optimised in its first ones
+    times:int=2   # Replays that are compared per example; the first of all is not yet optimised
 ):                # What replays it: same arguments, same results
     "Record `f`; raises `RuntimeError` if a replay differs in a single bit"
     args = tuple(examples[0]())
     flat = _Flat(f, parts, args)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        traced = torch.jit.trace(flat, tuple(_leaves(args)), check_trace=False)
-    def replay(*args): return flat.out(iter(traced(*_leaves(args))))
+        traced = torch.jit.trace(flat, tuple(_leaves(args)), check_trace=False, _store_inputs=False)
+    back, flat.f = flat.out, None
+    def replay(*args): return back(iter(traced(*_leaves(args))))
     for i, new in enumerate(examples*times): _compare(f, replay, new, i % len(examples))
     return replay
 

@@ -121,7 +121,7 @@ def init(self:Sync,
 @patch
 def ready(self:Sync):
     "What all ticks of a call share: rates [P], and the sides of the pairs as an index [2P] or a matrix [2P,D]"
-    r = torch.exp(-Within.apply(self.decay, 0., 15.))
+    r = torch.exp(-(Within.apply(self.decay, 0., 15.) if torch.is_grad_enabled() else self.decay.clamp(0., 15.)))
     if self.choice is None: return r, self.pairs
     best = self.choice.argmax(-1)
     if not torch.is_grad_enabled(): return r, best
