@@ -122,7 +122,7 @@ def _examples(self:Listener, live):
 @patch
 @torch.inference_mode()
 def rehearse(self:Listener):
-    "Record a frame, so that the first real one meets its deadline and all take half the time"
+    "Record a frame, so that the first real one meets its deadline and all take a third less time"
     m = self.model
     live = partial(self._live, lambda inner, see: m(inner, see(m)))
     try: self.quick = m, record(live, [m, self.reflex, self.boot.executive], self._examples(live))

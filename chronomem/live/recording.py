@@ -66,4 +66,4 @@ def _same(a, b): return torch.equal(a, b) or (a.shape == b.shape and torch.equal
 def _compare(f, replay, new, i):
     one, two = new(), new()
     want, got = _leaves((f(*one), tuple(one))), _leaves((replay(*two), tuple(two)))
-    if bad := [k for k, (a, b) in enumerate(zip(want, got)) if not _same(a, b)]: raise RuntimeError(f'f: its recording differs in result {bad[0]} of example {i}; expected a function that doesn\'t look into tensors')
+    if bad := [k for k, (a, b) in enumerate(zip(want, got, strict=True)) if not _same(a, b)]: raise RuntimeError(f'f: its recording differs in result {bad[0]} of example {i}; expected a function that doesn\'t look into tensors')
