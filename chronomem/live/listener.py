@@ -18,7 +18,7 @@ from ..senses.audio import Reflex, batch as audio_batch
 from ..senses.sources import RawRing, Watchdog, ended, paced
 from .boot import BootConfig, BootManager, HotSwap, Running, carried
 from .executive import Executive, frame_of, trigger
-from .recording import record
+from .recording import Later, record
 from .subconscious import Sensed, Subconscious
 
 # %% ../../nbs/86_listener.ipynb #config
@@ -75,6 +75,10 @@ class Listener:
         self.count = dict(frames=0, missing=0, skipped=0, errors=0, missed=0, acted=0, swaps=0)
         self.last, self.clock, self.quick = '', None, (None, None)
         self.rehearse()
+    @property
+    def run(self): self.lived = self.lived.whole() if isinstance(self.lived, Later) else self.lived; return self.lived
+    @run.setter
+    def run(self, state): self.lived = state
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
@@ -103,7 +107,7 @@ def step(self:Listener,
     before, here = self.model, torch.tensor([[k in self.also or (k == 'audio' and x is not None) for k in self.boot.executive.config.senses]])
     known = x is not None and not self.swapping and self.quick[0] is self.model
     live = self.quick[1] if known else partial(self._live, self._feel)
-    self.run, felt, decision = live(self.run, torch.tensor(t, dtype=torch.float64), x, here)
+    self.run, felt, decision = live(self.lived if known else self.run, torch.tensor(t, dtype=torch.float64), x, here)
     self.also.clear()
     if self.model is not before: threading.Thread(target=self.rehearse, daemon=True, name='chronomem rehearse').start()
     return felt, decision
@@ -125,7 +129,7 @@ def rehearse(self:Listener):
     "Record a frame, so that the first real one meets its deadline and all take a third less time"
     m = self.model
     live = partial(self._live, lambda inner, see: m(inner, see(m)))
-    try: self.quick = m, record(live, [m, self.reflex, self.boot.executive], self._examples(live))
+    try: self.quick = m, record(live, [m, self.reflex, self.boot.executive], self._examples(live), later=(0,))
     except Exception as e: self.last = f'recording: {type(e).__name__}: {e}'
 
 # %% ../../nbs/86_listener.ipynb #swap
@@ -200,7 +204,7 @@ def _frame(self:Listener, t, x=None, error='', reason='') -> Event:
     ms, self.at = 1000*(time.thread_time()-cpu), self.at+1
     self._count(t, ms, 1000*(time.perf_counter()-wall), x is None, bool(error))
     if decision is not None and self.prompt: error = self._act(decision) or error
-    return Event(self.at-1, t, **told, warmth=float(self.boot.warmth(self.run)[0]), missing=x is None, error=error, reason=reason, ms=ms)
+    return Event(self.at-1, t, **told, warmth=float(self.boot.warmth(self.lived)[0]), missing=x is None, error=error, reason=reason, ms=ms)
 
 # %% ../../nbs/86_listener.ipynb #act
 @patch
@@ -219,7 +223,7 @@ def _count(self:Listener, t, ms, wall, missing, error):
 @patch
 def _take(self:Listener, r):
     "Events of a raw frame"
-    p, before = self.period, float(self.run.time[0])
+    p, before = self.period, float(self.lived.time[0])
     if r.kind != 'audio': self.also.add(r.kind); return
     jump = r.t-before if before > -math.inf and r.t-before > p/2 else 0.
     gap, t, why = (round(r.duration/p) or 1, r.t, r.reason) if r.missing else (round(jump/p), before, 'a jump in time')

@@ -244,13 +244,17 @@ def read(self:Subconscious, latent, sync, lately=None) -> Felt:
     "Features and certainty of latents [...,D], synchronizations [...,P] and statistics [...,4*seen]"
     x = self.seen_by_heads(latent, sync, lately)
     y = {h.name: self.heads[h.name](x[h.reads]) for h in self.config.heads}
-    return Felt(latent, sync, y, {h.name: self.certainty(i, h, y[h.name]) for i, h in enumerate(self.config.heads) if h.kind != 'mse'}, lately)
+    return Felt(latent, sync, y, self.certainties(y), lately)
+
+def _surest(kind, y): return y.softmax(-1).amax(-1) if kind == 'ce' else y.abs().sigmoid().amin(-1)
 
 @patch
-def certainty(self:Subconscious, i, head, y):
-    "Calibrated chance that the likeliest answer is right, [...]"
-    p = y.softmax(-1).amax(-1) if head.kind == 'ce' else (y.abs().sigmoid()).amin(-1)
-    return torch.sigmoid(self.tune[i, 0]*torch.logit(p.detach(), 1e-4) + self.tune[i, 1])
+def certainties(self:Subconscious, y) -> dict:
+    "Calibrated chance that the likeliest answer is right, [...], for each head that has one"
+    told = [(i, h) for i, h in enumerate(self.config.heads) if h.kind != 'mse']
+    if not told: return {}
+    p, tune = torch.stack([_surest(h.kind, y[h.name]) for _, h in told], -1).detach(), self.tune[[i for i, _ in told]]
+    return dict(zip((h.name for _, h in told), torch.sigmoid(tune[:, 0]*torch.logit(p, 1e-4) + tune[:, 1]).unbind(-1)))
 
 @patch
 def embed(self:Subconscious, felt:Felt, name:str='speaker'):

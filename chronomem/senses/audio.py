@@ -237,10 +237,10 @@ def periods(self:Reflex,
     left, mid, right = r[..., :-2], r[..., 1:-1], r[..., 2:]
     lag = torch.arange(a, b - 1, device=x.device)
     top = (mid - .02*torch.log2(lag/a)).masked_fill((mid < left) | (mid < right), -1.).max(-1)
-    at = lambda v: v.gather(-1, top.indices[..., None])[..., 0]
-    bend = (at(right) - at(left))/(2*at(mid) - at(left) - at(right)).clamp(min=1e-6)/2
+    before, peak, after = r.gather(-1, top.indices[..., None] + torch.arange(3, device=x.device)).unbind(-1)
+    bend = (after - before)/(2*peak - before - after).clamp(min=1e-6)/2
     found = top.values > -1
-    return zcr, at(mid).clamp(0, 1)*found, found*c.rate/(lag[top.indices] + bend.clamp(-.5, .5))
+    return zcr, peak.clamp(0, 1)*found, found*c.rate/(lag[top.indices] + bend.clamp(-.5, .5))
 
 # %% ../../nbs/11_audio.ipynb #levels
 @patch
@@ -307,14 +307,18 @@ def cues(self:Reflex,
     N, T = self.config.second, over.shape[1]
     w, count = past[:, -T-N:].unfold(1, N + 1, 1), seen[:, None] + torch.arange(1, T + 1, device=over.device)
     known = (torch.arange(N, 0, -1, device=over.device) <= count[..., None]).to(over.dtype)
-    mean = lambda v, n=N: (v*known)[..., -n:].sum(-1)/known[..., -n:].sum(-1)
-    spread = lambda v: mean((v - mean(v)[..., None]).square()).sqrt()
+    share = lambda n: F.normalize(known[..., -n:], 1, -1)
     db, mid, flat, sure = (w[..., i, 1:] for i in (0, 1, 4, 7))
     step = w[..., 3, :].diff().abs()
-    beat = torch.fft.rfft((db - mean(db)[..., None])*known*self.bell).abs().square()
+    kinds = torch.stack([step < .003, (step > .004) & (step < .15), step > .15], -2)*sure[..., None, :]
+    rows = torch.cat([torch.stack([db, mid, sure], -2), kinds], -2)
+    mean = (rows*share(N)[..., None, :]).sum(-1)
+    off = rows[..., :3, :] - mean[..., :3, None]
+    spread = (off.square()*share(N)[..., None, :]).sum(-1).sqrt()
+    beat = torch.fft.rfft(off[..., 0, :]*known*self.bell).abs().square()
     deep = beat[..., 3:7].sum(-1)/(beat[..., 1:].sum(-1) + 1e-3)
-    kinds = [mean(sure*m) for m in (step < .003, (step > .004) & (step < .15), step > .15)]
-    return torch.stack([mean(sure, 3), spread(sure), over.clamp(0, 40)/10, mean(flat, N//2), deep, spread(mid), *kinds], -1)
+    late = torch.stack([(sure[..., -3:]*share(3)).sum(-1), spread[..., 2], over.clamp(0, 40)/10, (flat[..., -(N//2):]*share(N//2)).sum(-1), deep, spread[..., 1]], -1)
+    return torch.cat([late, mean[..., 3:]], -1)
 
 # %% ../../nbs/11_audio.ipynb #judge
 _SPEECH = -5.89, 1.87, 6.76, .47, .98, 2.84, 1.43, 5.74, 8.40, 6.66  # bias, then one weight per cue
