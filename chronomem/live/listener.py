@@ -6,7 +6,7 @@
 __all__ = ['ListenerConfig', 'Event', 'Listener']
 
 # %% ../../nbs/86_listener.ipynb #imports
-import math, threading, time
+import gc, math, threading, time
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -244,6 +244,7 @@ def events(self:Listener,
     skip, every, live = self._begin(source, resume), self.boot.config.every, isinstance(source, Watchdog)
     self.clock = source.clock if live else clock
     frames, since = ended(source), 0
+    if self.clock: gc.collect(); gc.freeze()
     try:
         for r in frames if live or clock is None else paced(frames, clock):
             if r.end: break
@@ -253,7 +254,9 @@ def events(self:Listener,
             if every and since >= every and self.boot.home: since = since*(not self.boot.save(self.run, False, **self.place))
         self.place['over'] = True
         yield Event(self.at, float(r.t), end=True, reason=r.reason)
-    finally: self.save()
+    finally:
+        if self.clock: gc.unfreeze()
+        self.save()
 
 # %% ../../nbs/86_listener.ipynb #begin
 @patch
