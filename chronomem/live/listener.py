@@ -91,7 +91,7 @@ def _nothing(model, t):
 def _live(self:Listener, feel, run, t, x, here):
     ear, heard = (run.ear, None) if x is None else self.reflex(run.ear, x[None, None])
     b = None if x is None else audio_batch(heard, t0=t, schemas=self.model.schemas, config=self.reflex.config)
-    inner, felt = feel(run.inner, lambda m: _nothing(m, t) if x is None else m.perceive(b, 1))
+    inner, felt = feel(run.inner, lambda m: _nothing(m, t) if x is None else m.perceive(b, 1, only=['audio']))
     felt = self.boot.scaled(frame_of(felt), run.awake+1)
     mind = self._mind(run.mind, felt)
     mind, decision = self.boot.executive(mind, felt, t+self.period, here, None if x is None else heard.anomaly[:, 0])

@@ -162,7 +162,8 @@ def perceive(self:Subconscious,
     batch:int, # Streams B
     at=None,   # Frame of each token as stream*T + t, [N]; None: one token each, stream after stream
     frames:int=1, # T, if `at` is given
-    now=None   # [B,T] seconds, if `at` is given
+    now=None,  # [B,T] seconds, if `at` is given
+    only=None  # Modalities there can be, if not all
 ) -> Sensed:
     "Tokens to drive"
     c, b = self.config, tokens.clone(recurse=False)
@@ -174,7 +175,7 @@ def perceive(self:Subconscious,
     seen = (x-self.mean)*self.var.clamp(min=1e-4).rsqrt()*there
     weight = ear*(b.annotations[:, 0, 0]*b.annotations[:, 0, 1] if b.annotations.shape[1] else 1.)
     starved = None if at is None else put(torch.ones_like(ear)) == 0
-    return Sensed(put(self.encode(b, b.time)), put(seen*ear[:, None]), put(weight), put(b.time) if at is None else now, starved)
+    return Sensed(put(self.encode(b, b.time, only)), put(seen*ear[:, None]), put(weight), put(b.time) if at is None else now, starved)
 
 # %% ../../nbs/80_subconscious.ipynb #merge
 @patch

@@ -326,7 +326,8 @@ def side_row(self:M4InputEncoder, b:M4Batch):
 @patch
 def forward(self:M4InputEncoder,
     b:M4Batch,  # Tokens, batch size `[B]`
-    now         # Present moment in Unix seconds, a number or `[B]`
+    now,        # Present moment in Unix seconds, a number or `[B]`
+    only=None   # Modalities there can be, if not all; saves the others' products
 ):              # `[B, d_model]`
     "Encode a batch as seen at the moment `now`"
     got, want = (b.features.shape[-1], *b.annotated.shape[1:], b.embedding.shape[-1]), (self.n_feat, self.n_ann, self.width)
@@ -334,7 +335,7 @@ def forward(self:M4InputEncoder,
     here = F.one_hot(b.modality, len(self.schemas)).to(b.features.dtype)
     h = self.side((here[:, :, None]*self.side_row(b)[:, None]).flatten(1))
     for i, k in enumerate(self.schemas):
-        if k in self.embed: h = h + self.embed[k](b.embedding[:, :self.schemas[k].width])*(here[:, i]*b.has_embedding)[:, None]
+        if k in self.embed and (only is None or k in only): h = h + self.embed[k](b.embedding[:, :self.schemas[k].width])*(here[:, i]*b.has_embedding)[:, None]
     h = h + self.modality(b.modality) + self.source(b.source) + self.age(age_features(b.time, now, b.duration))
     return self.norm(h + self.mix(h))
 

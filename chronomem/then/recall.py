@@ -226,9 +226,9 @@ def find(self:Resonance,
         i = self._candidates(state, q, now, search or c.search)
         cos, t = (_dots(keys, q)*state.inverse, state.time) if i is None else (near(i, q), state.time[row, i])
         age = _ages(now, t)
-        at = self._score(self._old(cos, age), age).topk(min(c.top_k, cos.shape[1]), 1).indices
-        if i is not None: at = i.gather(1, at)
-    cos, age = near(at, q), _ages(now, state.time[row, at])
+        best = self._score(self._old(cos, age), age).topk(min(c.top_k, cos.shape[1]), 1).indices
+        at, cos, age = (best if i is None else i.gather(1, best)), cos.gather(1, best), age.expand_as(cos).gather(1, best)
+    if torch.is_grad_enabled(): cos = near(at, q)
     return Found(at, cos, age, (cos >= c.threshold) & (age >= c.gap) & (age < math.inf))
 
 # %% ../../nbs/42_recall.ipynb #echo
