@@ -244,7 +244,8 @@ def events(self:Listener,
     skip, every, live = self._begin(source, resume), self.boot.config.every, isinstance(source, Watchdog)
     self.clock = source.clock if live else clock
     frames, since = ended(source), 0
-    if self.clock: gc.collect(); gc.freeze()
+    quiet = bool(self.clock) and not gc.get_freeze_count()
+    if quiet: gc.collect(); gc.freeze()
     try:
         for r in frames if live or clock is None else paced(frames, clock):
             if r.end: break
@@ -255,7 +256,7 @@ def events(self:Listener,
         self.place['over'] = True
         yield Event(self.at, float(r.t), end=True, reason=r.reason)
     finally:
-        if self.clock: gc.unfreeze()
+        if quiet: gc.unfreeze()
         self.save()
 
 # %% ../../nbs/86_listener.ipynb #begin
