@@ -30,8 +30,8 @@ class ResonanceConfig(Config):
     gap: float = 0.            # Seconds a trace must be old to resonate; 0 lets the frame before this one answer
     search: str = 'auto'       # 'exact', 'codes', 'blocks'; 'auto' chooses by size
     exact_to: int = 8192       # Capacity up to which 'auto' compares with everything
-    rerank: int = 64           # Traces that 'codes' compares exactly in the end
-    block: int = 16            # Consecutive traces with one summary, for 'blocks'
+    rerank: int = 64           # Blocks whose traces 'codes' scores, and traces it compares exactly in the end
+    block: int = 16            # Consecutive traces with one summary or bound
     probe: int = 128           # Blocks that 'blocks' reads
 
 # %% ../../nbs/42_recall.ipynb #validate
