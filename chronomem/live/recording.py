@@ -7,6 +7,7 @@ __all__ = ['Later', 'record']
 
 # %% ../../nbs/83_recording.ipynb #imports
 import warnings
+from copy import copy
 from itertools import islice
 import torch
 from tensordict import is_tensor_collection
@@ -49,12 +50,12 @@ class Later:
         a, b, make = self.parts[k]
         return make(iter(self.leaves[a:b]))
     def whole(self): return self.kind(**{k: getattr(self, k) for k in self.parts}, batch_size=self.size)
-    def like(self, leaves): new = object.__new__(type(self)); new.__dict__ = {**self.__dict__, 'leaves': leaves}; return new
 
 # %% ../../nbs/83_recording.ipynb #flat-module
 def _later(x):
     plan, n = Later(x, None), len(_leaves(x))
-    return lambda it: plan.like(list(islice(it, n)))
+    def make(it): new = copy(plan); new.leaves = list(islice(it, n)); return new
+    return make
 
 class _Flat(nn.Module):
     "A function of tensors only; holds the modules whose weights it uses, as weights aren't constants"

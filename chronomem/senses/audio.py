@@ -307,18 +307,19 @@ def cues(self:Reflex,
     N, T = self.config.second, over.shape[1]
     w, count = past[:, -T-N:].unfold(1, N + 1, 1), seen[:, None] + torch.arange(1, T + 1, device=over.device)
     known = (torch.arange(N, 0, -1, device=over.device) <= count[..., None]).to(over.dtype)
-    share = lambda n: F.normalize(known[..., -n:], 1, -1)
+    share = lambda n=N: F.normalize(known[..., -n:], 1, -1)
+    mean = lambda v: (v*share()[..., None, :]).sum(-1)
     db, mid, flat, sure = (w[..., i, 1:] for i in (0, 1, 4, 7))
     step = w[..., 3, :].diff().abs()
     kinds = torch.stack([step < .003, (step > .004) & (step < .15), step > .15], -2)*sure[..., None, :]
     rows = torch.cat([torch.stack([db, mid, sure], -2), kinds], -2)
-    mean = (rows*share(N)[..., None, :]).sum(-1)
-    off = rows[..., :3, :] - mean[..., :3, None]
-    spread = (off.square()*share(N)[..., None, :]).sum(-1).sqrt()
+    usual = mean(rows)
+    off = rows[..., :3, :] - usual[..., :3, None]
+    spread = mean(off.square()).sqrt()
     beat = torch.fft.rfft(off[..., 0, :]*known*self.bell).abs().square()
     deep = beat[..., 3:7].sum(-1)/(beat[..., 1:].sum(-1) + 1e-3)
     late = torch.stack([(sure[..., -3:]*share(3)).sum(-1), spread[..., 2], over.clamp(0, 40)/10, (flat[..., -(N//2):]*share(N//2)).sum(-1), deep, spread[..., 1]], -1)
-    return torch.cat([late, mean[..., 3:]], -1)
+    return torch.cat([late, usual[..., 3:]], -1)
 
 # %% ../../nbs/11_audio.ipynb #judge
 _SPEECH = -5.89, 1.87, 6.76, .47, .98, 2.84, 1.43, 5.74, 8.40, 6.66  # bias, then one weight per cue

@@ -30,8 +30,8 @@ class ResonanceConfig(Config):
     gap: float = 0.            # Seconds a trace must be old to resonate; 0 lets the frame before this one answer
     search: str = 'auto'       # 'exact', 'codes', 'blocks'; 'auto' chooses by size
     exact_to: int = 8192       # Capacity up to which 'auto' compares with everything
-    rerank: int = 64           # Blocks whose traces 'codes' scores, and traces it compares exactly in the end
-    block: int = 16            # Consecutive traces with one summary or bound
+    rerank: int = 64           # Traces that 'codes' compares exactly in the end
+    block: int = 16            # Consecutive traces with one summary, for 'blocks'
     probe: int = 128           # Blocks that 'blocks' reads
 
 # %% ../../nbs/42_recall.ipynb #validate
@@ -156,37 +156,27 @@ def _int8_works(device):
     try: return torch._int_mm(torch.ones(32, 8, dtype=torch.int8, device=device), torch.ones(8, 1, dtype=torch.int8, device=device)).sum().item() == 256
     except (RuntimeError, AttributeError): return False
 
-def _ages(now, time): return (now-time).float().clamp(min=0)
-
 @patch
 def _score(self:Resonance, cos, age, slack=1e-6):
-    "Cosine after decay; negative for what is unlike, 0 for what is empty"
-    return F.threshold(cos, self.config.threshold-slack, -1.)*torch.exp2(age/-self.config.half_life)
+    "Cosine after decay; negative for what is unlike, 0 for what is empty or too new"
+    c = self.config
+    if c.gap: age = F.threshold(age, c.gap-1e-4, math.inf)
+    return F.threshold(cos, c.threshold-slack, -1.)*torch.exp2(age/-c.half_life)
 
-@patch
-def _old(self:Resonance, cos, age):
-    "Cosine, -1 for what is too new"
-    return cos.masked_fill(age < self.config.gap-1e-4, -1.) if self.config.gap else cos
+def _ages(now, time): return (now-time).float().clamp(min=0)
 
 # %% ../../nbs/42_recall.ipynb #top
-def _members(j, n):
-    "Slots of these blocks of n: [B,k] to [B,k*n]"
-    return (j[..., None]*n + torch.arange(n, device=j.device)).flatten(1)
-
-@patch
-def _best(self:Resonance,
-    cos,    # [B,N]
-    state,  # Its times
-    now,    # [B,1]
-    slack   # Below the threshold, as the cosines aren't exact
-):          # Slots, in no order, [B,rerank] or all
-    "Those with the highest scores"
-    c, ages = self.config, lambda t: _ages(now, t)
-    if c.gap: cos = self._old(cos, ages(state.time))
-    bound = self._score(F.max_pool1d(cos, c.block), ages(state.newest), slack)
-    i = _members(bound.topk(min(c.rerank, bound.shape[1]), 1, sorted=False).indices, c.block)
-    score = self._score(cos.gather(1, i), ages(state.time.expand(len(i), -1).gather(1, i)), slack)
-    return i.gather(1, score.topk(min(c.rerank, i.shape[1]), 1, sorted=False).indices)
+def _top(
+    score,   # [B,N]
+    k:int,   # How many
+    parts:int# Elements that share a maximum; they lie apart, which is how a CPU is fast
+):           # Indices, in no order, [B,k] or all
+    "The k largest"
+    n = score.shape[1]//parts
+    if n*parts != score.shape[1] or k > n: return score.topk(min(k, score.shape[1]), 1, sorted=False).indices
+    best = score.unflatten(1, (parts, n)).amax(1).topk(k, 1, sorted=False).indices
+    i = (best[:, None] + n*torch.arange(parts, device=score.device)[:, None]).flatten(1)
+    return i.gather(1, score.gather(1, i).topk(k, 1, sorted=False).indices)
 
 # %% ../../nbs/42_recall.ipynb #candidates
 @patch
@@ -194,13 +184,13 @@ def _by_blocks(self:Resonance, state, q, now):
     c = self.config
     score = _dots(state.centre, q)*torch.exp2(_ages(now, state.newest)/-c.half_life)
     j = score.masked_fill(state.newest == -math.inf, -math.inf).topk(min(c.probe, score.shape[1]), 1, sorted=False).indices
-    return _members(j, c.block)
+    return (j[..., None]*c.block + torch.arange(c.block, device=j.device)).flatten(1)
 
 @patch
 def _by_codes(self:Resonance, state, q, now):
     code, scale = _coded(q)
     cos = torch._int_mm(state.code[0], code.T.contiguous()).T*scale[:, None]*state.scale
-    return self._best(cos, state, now, .01)
+    return _top(self._score(cos, _ages(now, state.time), .01), self.config.rerank, self.config.block)
 
 @patch
 def _candidates(self:Resonance, state, q, now, search):
@@ -225,10 +215,9 @@ def find(self:Resonance,
     with torch.no_grad():
         i = self._candidates(state, q, now, search or c.search)
         cos, t = (_dots(keys, q)*state.inverse, state.time) if i is None else (near(i, q), state.time[row, i])
-        age = _ages(now, t)
-        best = self._score(self._old(cos, age), age).topk(min(c.top_k, cos.shape[1]), 1).indices
-        at, cos, age = (best if i is None else i.gather(1, best)), cos.gather(1, best), age.expand_as(cos).gather(1, best)
-    if torch.is_grad_enabled(): cos = near(at, q)
+        at = self._score(cos, _ages(now, t)).topk(min(c.top_k, cos.shape[1]), 1).indices
+        if i is not None: at = i.gather(1, at)
+    cos, age = near(at, q), _ages(now, state.time[row, at])
     return Found(at, cos, age, (cos >= c.threshold) & (age >= c.gap) & (age < math.inf))
 
 # %% ../../nbs/42_recall.ipynb #echo
