@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from tensordict import tensorclass
 from torch import nn
 from ..core import Config
-from .subconscious import Felt, HEADS
+from .subconscious import Felt
+from ..thought.heads import HEADS
 
 # %% ../../nbs/81_executive.ipynb #reasons
 ACTIONS = 'wait', 'look', 'express', 'speak'

@@ -13,9 +13,9 @@ from functools import partial
 import numpy as np, psutil, torch
 from fastcore.basics import patch
 from ..core import Config, ManualClock
-from ..learn.listening import AFFECTS
 from ..senses.audio import Reflex, batch as audio_batch
 from ..senses.sources import RawRing, Watchdog, ended, paced
+from ..senses.streams import AFFECTS
 from .boot import BootConfig, BootManager, HotSwap, Running, carried
 from .executive import Executive, frame_of, trigger
 from .recording import Later, record
