@@ -7,13 +7,14 @@ __all__ = ['Config', 'Clock', 'ManualClock', 'WallClock', 'seed_all', 'generator
            'load_tensors', 'save_state', 'load_state', 'user_dir', 'DirLock', 'fingerprint', 'data_root', 'require']
 
 # %% ../nbs/00_core.ipynb #imports
-import difflib, errno, fcntl, functools, hashlib, importlib, importlib.util, json, math, numbers, os, random, stat, sys, tempfile, time, types, typing
+import difflib, errno, functools, hashlib, importlib, importlib.util, json, math, numbers, operator, os, random, stat, sys, tempfile, time, types, typing
 from dataclasses import dataclass, fields, MISSING
 from pathlib import Path
 import numpy as np, torch
 from safetensors.torch import load as _st_load, save as _st_save
 from tensordict import TensorDict, is_tensor_collection
 from fastcore.basics import patch
+from filelock import FileLock, Timeout
 
 # %% ../nbs/00_core.ipynb #scalar
 def _bad(where, value, want): return TypeError(f'{where}: expected {want}, got {value!r} ({type(value).__name__})')
@@ -185,7 +186,17 @@ def generator(
 class StateError(ValueError):
     "A stored state that can't be trusted, or a directory that can't be used"
 
+def _flags(*names):
+    "The named flags of `os.open`, as far as this system has them"
+    return functools.reduce(operator.or_, (getattr(os, n, 0) for n in names))
+
+def _private(fd, path, mode=0o600):
+    "Set a file's permissions whatever the umask was"
+    os.fchmod(fd, mode) if hasattr(os, 'fchmod') else os.chmod(path, mode)
+
 def _sync_dir(path):
+    "Make a directory's entries durable; systems that can't open one do it themselves"
+    if not hasattr(os, 'O_DIRECTORY'): return
     fd = os.open(path, os.O_RDONLY|os.O_DIRECTORY)
     try: os.fsync(fd)
     finally: os.close(fd)
@@ -203,7 +214,8 @@ def atomic_write(
     try:
         with os.fdopen(fd, 'wb') as f:
             f.write(data); f.flush()
-            os.fchmod(fd, mode); os.fsync(fd)
+            _private(fd, beside, mode)
+            os.fsync(fd)
         os.replace(beside, path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
@@ -274,7 +286,7 @@ def save_tensors(
 
 # %% ../nbs/00_core.ipynb #load-tensors
 def _read(path):
-    try: fd = os.open(path, os.O_RDONLY|os.O_NOFOLLOW|os.O_NONBLOCK|os.O_CLOEXEC)
+    try: fd = os.open(path, _flags('O_RDONLY', 'O_NOFOLLOW', 'O_NONBLOCK', 'O_CLOEXEC', 'O_BINARY'))
     except OSError as e:
         if e.errno != errno.ELOOP: raise
         raise StateError(f'{path} is a symbolic link and is not followed: give the real place') from None
@@ -377,35 +389,41 @@ def user_dir(
     return path
 
 # %% ../nbs/00_core.ipynb #dirlock
+_HELD = set()  # a lock is held until it is released, even if nobody keeps the object
+
 class DirLock:
     "Exclusive use of a directory, as a context manager or by `acquire` and `release`"
-    def __init__(self, path): self.path, self._fd, self._pid = Path(path), None, None
+    def __init__(self, path):
+        self.path, self._fds = Path(path), []
+        self._lock = FileLock(self.path/'.lock', mode=0o600, thread_local=False, on_acquired=self._fds.append)
     def __enter__(self): return self.acquire()
     def __exit__(self, *_): self.release()
 
+@patch
+def in_place(self:DirLock) -> bool:
+    "Is the locked file still the one in the directory, or was that moved away meanwhile?"
+    here = self.path/'.lock'
+    return not self._fds or here.exists() and os.path.samestat(os.fstat(self._fds[-1]), here.stat())
+
 # %% ../nbs/00_core.ipynb #dirlock-acquire
 @patch
-def acquire(self:DirLock):
-    "Take the lock now or raise `StateError`"
-    if self._fd is not None: raise StateError(f'{self.path} is already held by this lock')
-    fd = os.open(self.path/'.lock', os.O_RDWR|os.O_CREAT|os.O_NOFOLLOW|os.O_CLOEXEC, 0o600)
-    try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
-    except OSError as e:
-        os.close(fd)
-        if not isinstance(e, BlockingIOError): raise
-        raise StateError(f'{self.path} is in use by another session or process: close it first') from None
-    os.fchmod(fd, 0o600)                                          # whatever the umask was
-    self._fd, self._pid = fd, os.getpid()
+def acquire(self:DirLock,
+    timeout:float=0. # Seconds to wait for another holder
+):
+    "Take the lock or raise `StateError`"
+    if self._lock.is_locked: raise StateError(f'{self.path} is already held by this lock')
+    try: self._lock.acquire(timeout=timeout)
+    except Timeout: raise StateError(f'{self.path} is in use by another session or process: close it first') from None
+    _HELD.add(self)
     for p in self.path.glob('.tmp-*'): p.unlink(missing_ok=True)
     return self
 
 @patch
 def release(self:DirLock):
     "Give the lock back; harmless when not held, and in a forked child, whose parent keeps it"
-    if self._fd is None: return
-    if self._pid == os.getpid(): fcntl.flock(self._fd, fcntl.LOCK_UN)
-    os.close(self._fd)
-    self._fd = None
+    self._lock.release()
+    self._fds.clear()
+    _HELD.discard(self)
 
 # %% ../nbs/00_core.ipynb #fingerprint
 def fingerprint(

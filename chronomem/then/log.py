@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['MAGIC', 'VERSION', 'HEADER', 'ALIGN', 'SEG_MIN', 'SEG_MAX', 'EXTENT', 'MARK', 'Pointer', 'parse_fields',
-           'record_dtype', 'seal', 'check', 'pack_header', 'unpack_header', 'Disk', 'Segment', 'TraceLog', 'wipe_log']
+           'record_dtype', 'seal', 'check', 'pack_header', 'unpack_header', 'pread', 'Disk', 'Segment', 'TraceLog',
+           'wipe_log']
 
 # %% ../../nbs/40_log.ipynb #imports
-import bisect, hashlib, json, mmap, os, re, secrets, sys, threading, zlib
+import bisect, contextlib, hashlib, json, mmap, os, re, secrets, sys, threading, zlib
 from collections import namedtuple
 import numpy as np, torch
 from fastcore.basics import AttrDict, patch, store_attr
-from ..core import DirLock, StateError
+from pathlib import Path
+from ..core import DirLock, StateError, _flags, _private, _sync_dir, atomic_write
 
 # %% ../../nbs/40_log.ipynb #constants
 MAGIC, VERSION, HEADER, ALIGN = b'CMTHEN01', 1, 4096, 64
@@ -78,13 +80,22 @@ def unpack_header(page):
     raise StateError('header: not a trace log segment, or its first page is damaged')
 
 # %% ../../nbs/40_log.ipynb #disk
+_SEEK = threading.Lock()                          # where there is no pread, seeking and reading must not mix
+
+def pread(fd, n, offset):
+    "Up to `n` bytes at an offset"
+    if hasattr(os, 'pread'): return os.pread(fd, n, offset)
+    with _SEEK: os.lseek(fd, offset, os.SEEK_SET); return os.read(fd, n)
+
 class Disk:
     "The calls that change files; replace it to record them or to make them fail"
-    def pwrite(self, fd, data, offset): return os.pwrite(fd, data, offset)
+    def pwrite(self, fd, data, offset):
+        if hasattr(os, 'pwrite'): return os.pwrite(fd, data, offset)
+        with _SEEK: os.lseek(fd, offset, os.SEEK_SET); return os.write(fd, data)
     def fdatasync(self, fd): getattr(os, 'fdatasync', os.fsync)(fd)
-    def fsync(self, fd): os.fsync(fd)
-    def rename(self, old, new, fd): os.rename(old, new, src_dir_fd=fd, dst_dir_fd=fd)
-    def unlink(self, name, fd): os.unlink(name, dir_fd=fd)
+    def fsync(self, dir): _sync_dir(dir)
+    def rename(self, old, new): os.rename(old, new)
+    def unlink(self, path): os.unlink(path)
     def write(self, fd, data, offset):
         "`pwrite` until every byte is written"
         data = memoryview(data).cast('B')
@@ -111,10 +122,14 @@ Pointer = namedtuple('Pointer', 'segment offset')
 
 class TraceLog:
     "An append-only, crash-safe log of fixed-width records in one directory"
-    def __init__(self, dir, mode, disk=None, allow_nan=False):
-        self.dir, self.mode, self.disk, self.allow_nan = os.fspath(dir), mode, disk or Disk(), allow_nan
-        self.segs, self.n, self.last_time, self.report, self.dirfd = [], 0, -np.inf, AttrDict(), None
+    def __init__(self, dir, mode, disk=None, allow_nan=False, largest=SEG_MAX):
+        self.dir, self.mode, self.disk, self.allow_nan, self.largest = Path(dir), mode, disk or Disk(), allow_nan, largest
+        self.segs, self.n, self.last_time, self.report = [], 0, -np.inf, AttrDict()
         self._lock, self._stopped, self._dirty, self._mutex, self._pid = DirLock(self.dir), None, False, threading.RLock(), os.getpid()
+    @property
+    def first(self):
+        "Sequence number of the oldest record that is kept"
+        return self.segs[0].first if self.segs else self.n
     def __len__(self): return self.n
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
@@ -130,8 +145,8 @@ def _ready(self:TraceLog, write=False):
 
 @patch
 def _drop(self:TraceLog):
-    for fd in [s.fd for s in self.segs] + [self.dirfd]*(self.dirfd is not None): os.close(fd)
-    self.segs, self.dirfd, self.mode = [], None, 'closed'
+    for s in self.segs: os.close(s.fd)
+    self.segs, self.mode = [], 'closed'
     if self._pid == os.getpid(): self._lock.release()
 
 # %% ../../nbs/40_log.ipynb #close
@@ -149,20 +164,21 @@ def close(self:TraceLog):
 def _private_dir(path):
     if os.path.isdir(path): return
     _private_dir(os.path.dirname(os.path.abspath(path)))
-    os.mkdir(path, 0o700); os.chmod(path, 0o700)
+    os.mkdir(path, 0o700)
+    os.chmod(path, 0o700)
 
 @patch
 def _enter(self:TraceLog):
+    if self.dir.is_symlink(): raise StateError(f'dir: {self.dir} is a symbolic link and is not followed: give the real place')
     if self.mode == 'a': self._lock.acquire()
-    self.dirfd = os.open(self.dir, os.O_RDONLY|os.O_DIRECTORY|os.O_NOFOLLOW)
 
 @patch
-def _names(self:TraceLog, pattern=r'\d{8}\.seg'): return sorted(n for n in os.listdir(self.dirfd) if re.fullmatch(pattern, n))
+def _names(self:TraceLog, pattern=r'\d{8}\.seg'): return sorted(n for n in os.listdir(self.dir) if re.fullmatch(pattern, n))
 
 @patch
-def _file(self:TraceLog, name, flags):
-    fd = os.open(name, flags|os.O_NOFOLLOW|os.O_NONBLOCK, 0o600, dir_fd=self.dirfd)
-    if flags & os.O_CREAT: os.fchmod(fd, 0o600)
+def _file(self:TraceLog, name, *flags):
+    fd = os.open(self.dir/name, _flags(*flags, 'O_NOFOLLOW', 'O_NONBLOCK', 'O_CLOEXEC', 'O_BINARY'), 0o600)
+    if 'O_CREAT' in flags: _private(fd, self.dir/name)
     return fd
 
 # %% ../../nbs/40_log.ipynb #adopt
@@ -176,17 +192,23 @@ def _adopt(self:TraceLog, meta):
 
 # %% ../../nbs/40_log.ipynb #new-segment
 @patch
-def _new_segment(self:TraceLog, capacity, created):
-    name, first = f'{len(self.segs):08d}.seg', self.segs[-1].end if self.segs else 0
-    for n in self._names(r'\d{8}\.seg\.tmp'): self.disk.unlink(n, self.dirfd)
-    fd = self._file(name+'.tmp', os.O_CREAT|os.O_EXCL|os.O_RDWR)
-    self.segs.append(Segment(len(self.segs), fd, first, first+capacity, self.dtype))
-    self.disk.write(fd, pack_header({**self.meta, 'first': first, 'capacity': capacity, 'created': float(created)}), 0)
-    self.disk.fdatasync(fd)
-    self.disk.rename(name+'.tmp', name, self.dirfd)
-    self.disk.fsync(self.dirfd)
+def _new_segment(self:TraceLog, capacity, created, first=None):
+    number = self.segs[-1].number+1 if self.segs else 0
+    name, first = f'{number:08d}.seg', self.n if first is None else first
+    for n in self._names(r'\d{8}\.seg\.tmp'): self.disk.unlink(self.dir/n)
+    fd = self._file(name+'.tmp', 'O_CREAT', 'O_EXCL', 'O_RDWR')
+    try:
+        self.disk.write(fd, pack_header({**self.meta, 'first': first, 'capacity': capacity, 'created': float(created)}), 0)
+        self.disk.fdatasync(fd)
+    finally: os.close(fd)
+    self.disk.rename(self.dir/(name+'.tmp'), self.dir/name)
+    self.segs.append(Segment(number, self._file(name, 'O_RDWR'), first, first+capacity, self.dtype))
+    self.disk.fsync(self.dir)
 
 # %% ../../nbs/40_log.ipynb #create
+@patch
+def _first_size(self:TraceLog): return max(1, (min(SEG_MIN, self.largest)-HEADER)//self.dtype.itemsize-1)
+
 @patch(cls_method=True)
 def create(cls:TraceLog,
     dir,                   # directory to make, or one without a log in it
@@ -197,22 +219,25 @@ def create(cls:TraceLog,
     created:float=0.,      # the caller's clock
     allow_nan:bool=False,  # accept NaN and infinity
     disk:Disk=None,        # the door to the disk
+    first:int=0,           # sequence number of the first record, for the rest of a longer log
+    largest:int=SEG_MAX,   # bytes of the largest segment; small ones make retention finer
 ):
     "Start a new log"
     fields, store = parse_fields(fields), secrets.token_hex(8)
     width = record_dtype(fields).itemsize
-    if capacity is None: capacity = max(1, (SEG_MIN-HEADER)//width-1)
-    if not isinstance(capacity, int) or capacity < 1: raise StateError(f'capacity: got {capacity!r}, expected a positive integer')
+    if capacity is not None and (not isinstance(capacity, int) or capacity < 1): raise StateError(f'capacity: got {capacity!r}, expected a positive integer')
     for k,v in dict(owner=owner, fingerprint=fingerprint).items():
         if not isinstance(v, str) or not v: raise StateError(f'{k}: got {v!r}, expected a non-empty string')
     _private_dir(dir)
-    self = cls(dir, 'a', disk, allow_nan)
+    self = cls(dir, 'a', disk, allow_nan, largest)
     try:
         self._adopt(dict(version=VERSION, endian=sys.byteorder, store=store, owner=_digest(store, owner).hex(), slot=width,
             fingerprint=fingerprint, fields={k: [list(s), str(d)[6:]] for k,(s,d) in fields.items()}))
         self._enter()
         if self._names(): raise StateError(f'dir: {self.dir} already holds a log; open it, or wipe it first')
-        self._new_segment(capacity, created)
+        self.n = first
+        if first: self._floor(first)
+        self._new_segment(capacity or self._first_size(), created, first)
     except BaseException: self._drop(); raise
     return self
 
@@ -243,7 +268,35 @@ def _commit(self:TraceLog, seg, rec):
         self.disk.write(seg.fd, bytes(max(0, grown-end)), end)
     self.disk.fdatasync(seg.fd)
 
+# %% ../../nbs/40_log.ipynb #undo
+@patch
+def _clear(self:TraceLog, at):
+    "Zeros from a record to the end of the last segment, the last record first"
+    s, w = self.segs[-1], self.dtype.itemsize
+    whole = min(s.end+1, s.first + max(0, s.size()-HEADER)//w)
+    if (rest := s.size()-s.offset(whole)) > 0: self.disk.write(s.fd, bytes(rest), s.offset(whole))
+    for i in reversed(range(at, whole)): self.disk.write(s.fd, bytes(w), s.offset(i))
+
+@patch
+def _undo(self:TraceLog, had):
+    "Take back a failed append: segments it made, records behind the last one that counts"
+    with contextlib.suppress(OSError):
+        for s in reversed(self.segs[had:]): self._remove(s)
+        self._clear(self.n)
+
+@patch
+def _remove(self:TraceLog, s):
+    os.close(s.fd)
+    self.segs.remove(s)
+    for n in self._names(rf'{s.number:08d}\.(seg|torn)'): self.disk.unlink(self.dir/n)
+
 # %% ../../nbs/40_log.ipynb #append
+@patch
+def _next_size(self:TraceLog):
+    "Records in the next segment: twice as many as in the last, up to the largest"
+    full = self.segs[-1].end-self.segs[-1].first
+    return max(1, min(2*full, (self.largest-HEADER)//self.dtype.itemsize-1))
+
 @patch
 def append(self:TraceLog,
     time,         # one number or `[N]`, never before the last one in the log
@@ -253,16 +306,17 @@ def append(self:TraceLog,
     with self._mutex:
         self._ready(write=True)
         rec = self._pack(time, fields)
-        at, end = self.n, self.n+len(rec)
+        at, end, had = self.n, self.n+len(rec), len(self.segs)
         try:
             while at < end:
-                if at == (s := self.segs[-1]).end:
-                    full, most = s.end-s.first, (SEG_MAX-HEADER)//self.dtype.itemsize-1
-                    self._new_segment(max(full, min(2*full, most)), rec['time'][at-self.n])
+                if at == self.segs[-1].end: self._new_segment(self._next_size(), rec['time'][at-self.n], at)
                 part = rec[at-self.n : min(end, self.segs[-1].end)-self.n]
                 self._commit(self.segs[-1], seal(part, at, at, self.tag))
                 at += len(part)
-        except BaseException as e: self._stopped = e; raise
+        except BaseException as e:
+            self._stopped = e
+            self._undo(had)
+            raise
         if len(rec): self._dirty, self.last_time = True, float(rec['time'][-1])
         seqs, self.n = torch.arange(self.n, end), end
     return seqs
@@ -277,7 +331,7 @@ def pointer(self:TraceLog,
 )->Pointer:  # which file, which byte
     "The memory pointer of a record"
     self._ready()
-    if not 0 <= i < self.n: raise IndexError(f'i: got {i}, expected 0 … {self.n-1}')
+    if not self.first <= i < self.n: raise IndexError(f'i: got {i}, expected {self.first} … {self.n-1}')
     return Pointer((s := self._seg(i)).number, s.offset(i))
 
 # %% ../../nbs/40_log.ipynb #fetch
@@ -297,7 +351,9 @@ def _pick(self:TraceLog, idx):
     rec, w, at = np.zeros(len(idx), self.dtype), self.dtype.itemsize, [((s := self._seg(i)).fd, s.offset(i)) for i in idx]
     if len(idx) > 1 and hasattr(os, 'posix_fadvise'):
         for fd,o in at: os.posix_fadvise(fd, o, w, os.POSIX_FADV_WILLNEED)
-    for j,(fd,o) in enumerate(at): os.preadv(fd, [memoryview(rec.view(np.uint8))[j*w:(j+1)*w]], o)
+    for j,(fd,o) in enumerate(at):
+        got = pread(fd, w, o)
+        rec.view(np.uint8)[j*w:j*w+len(got)] = np.frombuffer(got, np.uint8)
     return rec, check(rec, np.asarray(idx, np.int64), self.tag)
 
 # %% ../../nbs/40_log.ipynb #out
@@ -323,7 +379,8 @@ def read(self:TraceLog,
     views, idx = isinstance(indices, range) and indices.step == 1, np.asarray(indices.cpu() if isinstance(indices, torch.Tensor) else indices)
     if idx.size and idx.dtype.kind not in 'iu': raise StateError(f'indices: got {idx.dtype}, expected integers')
     seqs = idx.astype(np.int64).ravel()
-    if len(seqs) and not 0 <= seqs.min() <= seqs.max() < self.n: raise IndexError(f'indices: got {seqs.min()} … {seqs.max()}, expected 0 … {self.n-1}')
+    if len(seqs) and not self.first <= seqs.min() <= seqs.max() < self.n:
+        raise IndexError(f'indices: got {seqs.min()} … {seqs.max()}, expected {self.first} … {self.n-1}' + ', older ones are no longer kept'*(self.first > 0))
     if views and len(seqs): return self._out(*self._fetch(seqs[0], seqs[-1]+1), seqs, bad)
     out = self._out(*self._pick(seqs.tolist()), seqs, bad)
     return AttrDict({k: v.reshape((*idx.shape, *v.shape[1:])) for k,v in out.items()})
@@ -338,8 +395,8 @@ def __getitem__(self:TraceLog, i):
 # %% ../../nbs/40_log.ipynb #find
 @patch
 def _time_at(self:TraceLog, i):
-    while i >= 0 and not (got := self._pick([i]))[1][0]: i -= 1
-    return float(got[0]['time'][0]) if i >= 0 else -np.inf
+    while i >= self.first and not (got := self._pick([i]))[1][0]: i -= 1
+    return float(got[0]['time'][0]) if i >= self.first else -np.inf
 
 @patch
 def find(self:TraceLog,
@@ -349,7 +406,8 @@ def find(self:TraceLog,
     "Where a moment is in the log"
     self._ready()
     if time != time: raise StateError('time: got NaN, expected a number')
-    return dict(left=bisect.bisect_left, right=bisect.bisect_right)[side](range(self.n), time, key=self._time_at)
+    search = dict(left=bisect.bisect_left, right=bisect.bisect_right)[side]
+    return self.first + search(range(self.first, self.n), time, key=self._time_at)
 
 # %% ../../nbs/40_log.ipynb #blocks
 @patch
@@ -357,7 +415,7 @@ def blocks(self:TraceLog,
     size:int=256,  # records in a block; blocks begin at its multiples
 ):                 # yields what `read` returns
     "The log, block by block, damaged records masked"
-    for lo in range(0, self.n, size): yield self.read(range(lo, min(lo+size, self.n)), bad='mask')
+    for lo in range(self.first//size*size, self.n, size): yield self.read(range(max(lo, self.first), min(lo+size, self.n)), bad='mask')
 
 # %% ../../nbs/40_log.ipynb #scan
 @patch
@@ -370,7 +428,7 @@ def _scan(self:TraceLog):
     data, mark = ok & (rec['flags'] == 0) & (seqs < s.end), int(rec['durable'][ok].max(initial=s.first))
     end = int(seqs[~data & (seqs >= mark)].min(initial=hi))
     closed = bool(end < hi and ok[end-s.first])
-    tail = os.pread(s.fd, s.size(), s.offset(end+closed)).rstrip(b'\0')
+    tail = pread(s.fd, s.size(), s.offset(end+closed)).rstrip(b'\0')
     return AttrDict(end=end, watermark=mark, closed=closed, damaged=seqs[(seqs < end) & ~data].tolist(), tail=tail)
 
 # %% ../../nbs/40_log.ipynb #recover
@@ -378,10 +436,10 @@ def _scan(self:TraceLog):
 def _recover(self:TraceLog):
     s, scan, name = self.segs[-1], self._scan(), None
     if self.mode == 'a' and scan.tail:
-        fd = self._file(name := f'{s.number:08d}.torn', os.O_CREAT|os.O_RDWR)
+        fd = self._file(name := f'{s.number:08d}.torn', 'O_CREAT', 'O_RDWR')
         try: self.disk.write(fd, scan.tail, os.fstat(fd).st_size); self.disk.fdatasync(fd)
         finally: os.close(fd)
-        self.disk.fsync(self.dirfd)
+        self.disk.fsync(self.dir)
         self.disk.write(s.fd, bytes(len(scan.tail)), s.offset(scan.end+scan.closed))
     if self.mode == 'a' and (scan.tail or scan.end > scan.watermark):
         self.disk.write(s.fd, s.raw(scan.watermark, scan.end), s.offset(scan.watermark)); self.disk.fdatasync(s.fd)
@@ -390,22 +448,44 @@ def _recover(self:TraceLog):
     self.report = AttrDict(records=self.n, watermark=scan.watermark, clean=scan.closed and not scan.tail,
                            cut_bytes=len(scan.tail), kept_in=name, damaged=scan.damaged)
 
+# %% ../../nbs/40_log.ipynb #floor
+@patch
+def _floor(self:TraceLog, first=None):
+    "The record from which on the log is kept: read it, or set it"
+    path = self.dir/'floor.json'
+    if first is not None: return atomic_write(path, json.dumps(dict(first=first, digest=_digest(first, self.meta['store']).hex())).encode())
+    if not path.exists(): return 0
+    try:
+        got = json.loads(path.read_bytes())
+        if got['digest'] != _digest(got['first'], self.meta['store']).hex(): raise ValueError('its digest does not match')
+    except (ValueError, KeyError, TypeError) as e: raise StateError(f'{path} is damaged or of another log ({e})') from None
+    return got['first']
+
 # %% ../../nbs/40_log.ipynb #load
 @patch
+def _header(self:TraceLog, k, name, owner, fingerprint):
+    "Open a segment and check whose it is"
+    self.segs.append(s := Segment(k, self._file(name, 'O_RDWR' if self.mode == 'a' else 'O_RDONLY'), 0, 0, None))
+    meta = unpack_header(pread(s.fd, HEADER, 0))
+    try:
+        if len(self.segs) == 1: self._adopt(meta)
+        s.first, s.end, s.dtype = meta['first'], meta['first']+meta['capacity'], self.dtype
+        fits = name == f'{k:08d}.seg' and meta['capacity'] > 0 <= meta['first'] and self.meta.items() <= meta.items()
+    except (KeyError, TypeError, AttributeError, ValueError) as e: raise StateError(f'{name}: header makes no sense, {e!r}') from None
+    if _digest(meta['store'], owner).hex() != meta['owner']: raise StateError(f'owner: got {owner!r}, but the log is not theirs')
+    if fingerprint != meta['fingerprint']: raise StateError(f"fingerprint: got {fingerprint!r}, but the log's model is {meta['fingerprint']!r}")
+    if not fits: raise StateError(f'{name}: it is of another log')
+
+@patch
 def _load(self:TraceLog, owner, fingerprint):
-    "Open every segment and check whose it is and where it belongs"
+    "Open every segment, drop what lies below the floor, and check that they follow each other"
     if not (names := self._names()): raise StateError(f'dir: no trace log in {self.dir}')
-    for k,name in enumerate(names):
-        self.segs.append(s := Segment(k, self._file(name, os.O_RDWR if self.mode == 'a' else os.O_RDONLY), 0, 0, None))
-        meta, first = unpack_header(os.pread(s.fd, HEADER, 0)), self.segs[k-1].end if k else 0
-        try:
-            if k == 0: self._adopt(meta)
-            follows = name == f'{k:08d}.seg' and meta['first'] == first and meta['capacity'] > 0 and self.meta.items() <= meta.items()
-        except (KeyError, TypeError, AttributeError, ValueError) as e: raise StateError(f'{name}: header makes no sense, {e!r}') from None
-        if _digest(meta['store'], owner).hex() != meta['owner']: raise StateError(f'owner: got {owner!r}, but the log is not theirs')
-        if fingerprint != meta['fingerprint']: raise StateError(f"fingerprint: got {fingerprint!r}, but the log's model is {meta['fingerprint']!r}")
-        if not follows: raise StateError(f'{name}: does not follow the segment before it; one is missing or of another log')
-        s.first, s.end, s.dtype = first, first+meta['capacity'], self.dtype
+    for k, name in enumerate(names, int(names[0][:8])): self._header(k, name, owner, fingerprint)
+    floor = self.n = self._floor()
+    for s in [s for s in self.segs if s.first < floor]: self._remove(s) if self.mode == 'a' else self.segs.remove(s) or os.close(s.fd)
+    if not self.segs and self.mode == 'a': self._new_segment(self._first_size(), 0., floor)
+    for s, at in zip(self.segs, [floor, *(s.end for s in self.segs)]):
+        if s.first != at: raise StateError(f'{s.number:08d}.seg: does not follow the segment before it; one is missing or of another log')
 
 # %% ../../nbs/40_log.ipynb #open
 @patch(cls_method=True)
@@ -416,11 +496,12 @@ def open(cls:TraceLog,
     mode:str='a',          # 'a' to append (one process), 'r' to read (any number)
     allow_nan:bool=False,  # accept NaN and infinity in appends
     disk:Disk=None,        # the door to the disk
+    largest:int=SEG_MAX,   # bytes of the largest new segment
 ):
     "Open a log, cut a torn tail, and say so in `report`"
     if mode not in ('a', 'r'): raise StateError(f"mode: got {mode!r}, expected 'a' or 'r'")
     if not os.path.isdir(dir): raise StateError(f'dir: no trace log in {os.fspath(dir)}')
-    self = cls(dir, mode, disk, allow_nan)
+    self = cls(dir, mode, disk, allow_nan, largest)
     try: self._enter(); self._load(owner, fingerprint); self._recover()
     except BaseException: self._drop(); raise
     return self
@@ -431,11 +512,44 @@ def verify(self:TraceLog)->AttrDict: # counts, sequence numbers of damaged recor
     "Read and check every record"
     self._ready()
     bad, t = [], np.zeros(0)
-    for lo in range(0, self.n, 4096):
+    for lo in range(self.first, self.n, 4096):
         rec, ok = self._fetch(lo, min(lo+4096, self.n))
         bad += (lo+np.flatnonzero(~ok)).tolist(); t = np.append(t, rec['time'][ok])
-    return AttrDict(records=self.n, valid=self.n-len(bad), damaged=bad, out_of_order=int((np.diff(t) < 0).sum()),
+    return AttrDict(records=self.n-self.first, valid=self.n-self.first-len(bad), damaged=bad, out_of_order=int((np.diff(t) < 0).sum()),
                     segments=len(self.segs), bytes=sum(s.size() for s in self.segs))
+
+# %% ../../nbs/40_log.ipynb #cut
+@patch
+def cut(self:TraceLog,
+    n:int  # sequence number of the first record to take back
+):
+    "Take back the records from `n` on"
+    with self._mutex:
+        self._ready(write=True)
+        if not self.first <= n <= self.n: raise IndexError(f'n: got {n}, expected {self.first} … {self.n}')
+        while self.segs[-1].first > n or self.segs[-1].first == n > self.first: self._remove(self.segs[-1])
+        self.n, self._dirty = n, True
+        self._clear(n)
+        self.disk.fdatasync(self.segs[-1].fd)
+        self.last_time = self._time_at(n-1)
+
+# %% ../../nbs/40_log.ipynb #drop
+@patch
+def drop(self:TraceLog,
+    before:int  # records below it may go; whole segments do, and the last one if all of it is below
+) -> int:       # records that went
+    "Let go of the oldest records"
+    with self._mutex:
+        self._ready(write=True)
+        was, last = self.first, self.segs[-1]
+        all_of_it = last.first < self.n <= before
+        floor = self.n if all_of_it else max([s.end for s in self.segs[:-1] if s.end <= before], default=was)
+        if floor == was: return 0
+        self._floor(floor)
+        if all_of_it: self._new_segment(self._first_size(), self.last_time, floor)
+        for s in [s for s in self.segs if s.first < floor]: self._remove(s)
+        self.disk.fsync(self.dir)
+        return floor-was
 
 # %% ../../nbs/40_log.ipynb #wipe-log
 def wipe_log(
@@ -447,14 +561,14 @@ def wipe_log(
     self, out = TraceLog(dir, 'a', disk), AttrDict(files=0, bytes=0)
     try:
         self._enter()
-        for n in reversed(self._names()): self.disk.rename(n, n+'.gone', self.dirfd)
-        self.disk.fsync(self.dirfd)
-        for n in self._names(r'\d{8}\.(torn|seg(\.tmp|\.gone)?)'):
-            out.files, out.bytes = out.files+1, out.bytes + os.stat(n, dir_fd=self.dirfd, follow_symlinks=False).st_size
-            self.disk.unlink(n, self.dirfd)
+        for n in reversed(self._names()): self.disk.rename(self.dir/n, self.dir/(n+'.gone'))
+        self.disk.fsync(self.dir)
+        for n in self._names(r'\d{8}\.(torn|seg(\.tmp|\.gone)?)|floor\.json'):
+            out.files, out.bytes = out.files+1, out.bytes + (self.dir/n).lstat().st_size
+            self.disk.unlink(self.dir/n)
         out.left = self._names(r'(?!\.lock$).*')
-        if not out.left: self.disk.unlink('.lock', self.dirfd); os.rmdir(self.dir)
-        else: self.disk.fsync(self.dirfd)
+        if not out.left: self.disk.unlink(self.dir/'.lock'); os.rmdir(self.dir)
+        else: self.disk.fsync(self.dir)
     finally: self._drop()
     return out
 
@@ -464,7 +578,7 @@ def wipe(self:TraceLog)->AttrDict: # records, files and bytes removed, maps stil
     "Remove the log from disk, then its directory if nothing else is in it"
     self._stopped = None                              # a log that may no longer write may still be wiped
     self._ready(write=True)
-    n, live = self.n, 0
+    n, live = self.n-self.first, 0
     for s in self.segs:
         try: s.map and s.map.close()
         except BufferError: live += 1
