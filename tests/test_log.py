@@ -410,3 +410,9 @@ def test_random_use_agrees_with_a_list(tmp_path):
         assert torch.equal(log[i:j].value, rows(0, n)['value'][i:j]) and torch.equal(log.read(idx).key, rows(0, n)['key'][idx])
         assert log.find(i*.5) == i and log.find(i*.5+.1) == i+1 and log.pointer(i).segment == log._seg(i).number
     assert [s.end-s.first for s in log.segs][:4] == [5, 10, 20, 40] and not wrong(log)
+
+def test_fields_keep_their_order(tmp_path):
+    fields, n = dict(z=(3, 'float32'), a=(2, 'float64'), m=(1, 'int32')), torch.arange(4.)
+    given = dict(z=n[:, None]+torch.arange(3.), a=n[:, None].double()*torch.tensor([1., -1.]), m=n[:, None].int())
+    with TraceLog.create(tmp_path/'a', fields, **WHO) as log: log.append(n, **given)
+    with reopen(tmp_path/'a') as log: assert all(torch.equal(log[:][k], v) for k, v in given.items())

@@ -32,7 +32,7 @@ def text(i): return f'Day {i}: I like number {i*i}.'
 def tree(path): return sorted((str(p.relative_to(path)), p.lstat().st_size) for p in path.rglob('*')) if path.exists() else None
 def die(s):
     "As SIGKILL leaves it: no save, no mark, no goodbye"
-    s._end.detach(); s._log._drop(); s._lock.release(); s.closed = True
+    s._end.detach(); s._log._drop(); s._files.lock.release(); s.closed = True
 
 class Reference:
     "The logits after t inferences of an uninterrupted life, to the bit"
@@ -133,11 +133,11 @@ def test_failed_append_leaves_the_state(model, home, monkeypatch):
 def test_wipe_killed_in_the_middle(model, home, monkeypatch):
     s = model.session('ada', home); s.ingest('tea'); s.save()
     with monkeypatch.context() as m:
-        m.setattr(S.shutil, 'rmtree', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(shutil, 'rmtree', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): s.wipe()
-    s._lock.release()
+    s._files.lock.release()
     with model.session('ada', home) as s: assert s.t == 0
-    assert not list(home.rglob('.gone-*'))
+    assert not list((home/'.tmp').iterdir())
 
 def test_fork_killed_in_the_middle(model, home, monkeypatch):
     s = model.session('ada', home); s.ingest('tea')
@@ -146,7 +146,7 @@ def test_fork_killed_in_the_middle(model, home, monkeypatch):
         with pytest.raises(KeyboardInterrupt): s.fork('eve')
     with model.session('new', home): pass
     with s.fork('eve') as eve: assert eve.t == 1 and same(eve, s)
-    assert len(users(home)) == 3 and not list(home.rglob('.fork-*'))
+    assert len(users(home)) == 3 and not list((home/'.tmp').iterdir())
 
 # ---- names and files
 
@@ -283,7 +283,8 @@ def test_wipe_leaves_nothing(model, home):
     with model.session('ada', home) as s: assert s.t == 0; s.ingest('new'); s.wipe(); s.ingest('newer')
     with model.session('ada', home) as s: assert s.t == 1
     (s.dir/'manifest.json').write_text('broken')
-    assert wipe_user('ada', home).files == 3 and wipe_user('ada', home).files == 0 and len(users(home)) == 1
+    assert wipe_user('ada', home).files == 3 and len(users(home)) == 1
+    with pytest.raises(StateError, match="nobody called 'ada'"): wipe_user('ada', home)
 
 # ---- texts
 

@@ -66,7 +66,7 @@ def check(rec, seqs, tag):
 # %% ../../nbs/40_log.ipynb #header
 def pack_header(meta):
     "The first page of a segment, from JSON values"
-    body = json.dumps(meta, sort_keys=True).encode().ljust(HEADER//2-12, b' ')
+    body = json.dumps(meta).encode().ljust(HEADER//2-12, b' ')
     if len(body) > HEADER//2-12: raise StateError(f'header: got {len(body)} bytes of description, expected at most {HEADER//2-12}')
     return (MAGIC + zlib.crc32(body).to_bytes(4, 'little') + body)*2
 
