@@ -395,7 +395,9 @@ class DirLock:
     "Exclusive use of a directory, as a context manager or by `acquire` and `release`"
     def __init__(self, path):
         self.path, self._fds = Path(path), []
-        self._lock = FileLock(self.path/'.lock', mode=0o600, thread_local=False, on_acquired=self._fds.append)
+        kw = dict(thread_local=False) | (dict(mode=0o600) if hasattr(os, 'fchmod') else {})
+        try: self._lock = FileLock(self.path/'.lock', **kw, on_acquired=self._fds.append)
+        except ValueError: self._lock = FileLock(self.path/'.lock', **kw)   # where the kernel has no locks, there is no descriptor either
     def __enter__(self): return self.acquire()
     def __exit__(self, *_): self.release()
 

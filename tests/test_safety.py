@@ -286,7 +286,7 @@ def test_a_batch_in_which_one_disk_fails(model, home, kind):
     people[2].ingest('more')
     for s in people: die(s)
     for i, s in enumerate(people):
-        with model.session(f'u{i}', home) as again: assert again.t == 2 and same(again, s) and not again.problems
+        with model.session(f'u{i}', home) as again: assert again.t == 2 and torch.allclose(logits(again), logits(s), atol=1e-5) and not again.problems
 
 @pytest.mark.parametrize('kind', ['pwrite', 'fdatasync'])
 @pytest.mark.parametrize('again', ['here', 'after a kill'])
@@ -325,7 +325,7 @@ def test_retention(model, home):
             for i in range(5): s.ingest('x'*model.max_tokens*120); clock.advance(43200.)
             stats = s.stats(); assert s.t == 600
             if name == 'bytes': assert stats['disk_bytes'] <= (128+64+32) << 10 and 0 < stats['first_trace'] < 600
-            if name == 'count': assert 20 <= stats['traces'] <= 20+128
+            if name == 'count': assert stats['traces'] == 120              # whole texts of 120 pieces, here
             if name == 'age': assert 120 <= stats['traces'] <= 360
             if name == 'all': assert stats['traces'] == 600
         with model.session(name, home, retention=r) as again: assert again.t == 600 and same(again, s) and not again.problems

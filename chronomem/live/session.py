@@ -265,14 +265,26 @@ def _autosave(self:Session):
 
 # %% ../../nbs/82_session.ipynb #retain
 @patch
+def _at(self:Session, i): return float(self._log.read([i], bad='mask').at[0])
+
+@patch
+def _close_segment(self:Session):
+    "Begin a new segment when the last one spans a quarter of what is kept"
+    r, first, n = self.retention, self._log.segs[-1].first, len(self._log)
+    if first == n: return
+    many = r.inferences is not None and n-first >= max(1, r.inferences//4)
+    if many or r.days is not None and self.clock.now()-self._at(first) >= r.days*86400/4: self._log.roll()
+
+@patch
 def _retain(self:Session):
     "Let go of traces that `retention` doesn't want and the saved state doesn't need"
     r, log, before = self.retention, self._log, 0
     if log._stopped: return
     if r.inferences is not None: before = log.find(self.t-r.inferences)
     if r.days is not None:
-        at, then = lambda i: float(log.read([i], bad='mask').at[0]), self.clock.now() - r.days*86400
-        before = max(before, log.first + bisect.bisect_left(range(log.first, len(log)), then, key=at))
+        then = self.clock.now() - r.days*86400
+        before = max(before, log.first + bisect.bisect_left(range(log.first, len(log)), then, key=self._at))
+    self._close_segment()
     size = sum(s.size() for s in log.segs)
     for s in log.segs[:-1]:
         if size <= r.bytes: break

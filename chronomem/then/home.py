@@ -94,7 +94,7 @@ def sweep(
 @contextlib.contextmanager
 def scratch(
     home  # directory of all users
-):        # a new directory, locked; what is not moved away is removed at the end, whatever happens
+):        # a new directory inside a locked one; what is not moved away is removed at the end, whatever happens
     "A place to build something before it gets its name"
     for _ in range(100):
         d = Path(tempfile.mkdtemp(prefix='new-', dir=_attic(home)))
@@ -104,7 +104,9 @@ def scratch(
         if lock.in_place(): break
         lock.release()
     else: raise StateError(f'{home}: no temporary directory could be made')
-    try: yield d
+    try:
+        (d/'memory').mkdir(0o700)
+        yield d/'memory'
     finally:
         lock.release()
         shutil.rmtree(d, ignore_errors=True)

@@ -484,6 +484,7 @@ def _load(self:TraceLog, owner, fingerprint):
     floor = self.n = self._floor()
     for s in [s for s in self.segs if s.first < floor]: self._remove(s) if self.mode == 'a' else self.segs.remove(s) or os.close(s.fd)
     if not self.segs and self.mode == 'a': self._new_segment(self._first_size(), 0., floor)
+    for s, after in zip(self.segs, self.segs[1:]): s.end = min(s.end, max(after.first, s.first))   # closed before it was full
     for s, at in zip(self.segs, [floor, *(s.end for s in self.segs)]):
         if s.first != at: raise StateError(f'{s.number:08d}.seg: does not follow the segment before it; one is missing or of another log')
 
@@ -533,6 +534,17 @@ def cut(self:TraceLog,
         self.disk.fdatasync(self.segs[-1].fd)
         self.last_time = self._time_at(n-1)
 
+# %% ../../nbs/40_log.ipynb #roll
+@patch
+def roll(self:TraceLog):
+    "Begin a new segment, unless the last one is empty"
+    with self._mutex:
+        self._ready(write=True)
+        last = self.segs[-1]
+        if self.n == last.first: return
+        self._new_segment(self._first_size(), self.last_time, self.n)
+        last.end = self.n
+
 # %% ../../nbs/40_log.ipynb #drop
 @patch
 def drop(self:TraceLog,
@@ -546,7 +558,7 @@ def drop(self:TraceLog,
         floor = self.n if all_of_it else max([s.end for s in self.segs[:-1] if s.end <= before], default=was)
         if floor == was: return 0
         self._floor(floor)
-        if all_of_it: self._new_segment(self._first_size(), self.last_time, floor)
+        if all_of_it: self.roll()
         for s in [s for s in self.segs if s.first < floor]: self._remove(s)
         self.disk.fsync(self.dir)
         return floor-was
