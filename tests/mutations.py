@@ -91,15 +91,14 @@ ROWS = [
         ('awake*c.frame/max(need(h), 1e-9)', 'awake/max(need(h), 1e-9)', 'meaning_of_waking'),
         ('((first-lo) % N < n)', '((first-lo) % N <= n)', 'meaning_of_touched')),
     *_rows('core.py', 'test_core.py',
-        ('if isinstance(v, bool) != (hint is bool): raise', 'if False: raise', ''),
-        ("if _digest(raw, i) != raw[i:i+64]: raise", 'if False: raise', '')),
+        ('if isinstance(v, bool) != (hint is bool): raise', 'if False: raise', 'names_what_is_wrong'),
+        ('if _digest(raw, i) != raw[i:i+64]: raise', 'if False: raise', 'test_damage')),
     *_rows('then/log.py', 'test_log.py',
-        ("& (rec['tag'] == tag).all(-1)", '', ''),
-        ('data, offset = data[n:], offset+n', 'data, offset = data[n:], offset', 'short_writes'),
-        ("finally: os.close(fd)\n        self.disk.fsync(self.dirfd)\n", 'finally: os.close(fd)\n', '')),
-    *_rows('live/session.py', 'test_session.py',
-        ('if s._new >= s.save_every', 'if s._new > s.save_every', ''),
-        ('if r.time[0] != self.t: raise', 'if False: raise', 'trace_missing'))]
+        ("& (rec['tag'] == tag).all(-1)", '', 'swapped_and_foreign'),
+        ('data, offset = data[n:], offset+n', 'data, offset = data[n:], offset', 'short_writes')),
+    *_rows('then/log.py', 'test_mutations.py', ('finally: os.close(fd)\n        self.disk.fsync(self.dirfd)\n', 'finally: os.close(fd)\n', 'torn_tail')),
+    *_rows('live/session.py', 'test_session.py', ('if r.time[0] != self.t: raise', 'if False: raise', 'trace_missing')),
+    *_rows('live/session.py', 'test_mutations.py', ('if s._new >= s.save_every', 'if s._new > s.save_every', 'saved_every'))]
 
 def mutated(row):
     "The file with the mistake in it; None: stale, as the text isn't there exactly once"
