@@ -67,7 +67,7 @@ ROWS = [
         ('(d > 0, self.config.after, 0.)', '(d > 0, 0., self.config.after)', 'expected')),
     *_rows('then/recall.py', 'test_recall.py',
         ('torch.exp2(age/-c.half_life)', 'torch.exp2(age/c.half_life)', 'hand'),
-        ('rank < N)', 'rank <= N)', 'oldest'),
+        ('rank < N)', 'rank <= N)', 'overwrites'),
         ('(age >= c.gap)', '(age > c.gap)', 'gap')),
     *_rows('learn/train.py', 'test_tasks.py',
         ('m.unlocked, was = self.stage+1', 'm.unlocked, was = self.stage', 'one_rung_more'),

@@ -252,6 +252,8 @@ def test_meaning_of_drift_in_a_listener():
     s = felt.sync[0]
     torch.testing.assert_close(s[3:7], s[2]*torch.tensor([2**-.5, .5, 2**-1.5, .25])[:, None])
     assert state.core.sync.idle.item() == 0 and state.steps.item() == 8
+    full = m(m.init(1), sensed(8, seen=m.seen)._replace(starved=None))[1].sync[0]
+    torch.testing.assert_close(s[:3], full[:3])                        # with sound nothing is scaled
     assert m(m.init(1), sensed(7, (3, 4, 5, 6), seen=m.seen))[0].core.sync.idle.item() == 4
 
 def test_meaning_of_the_context():

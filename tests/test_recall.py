@@ -119,3 +119,8 @@ def test_the_oldest_gives_way():
     r.store(s, torch.arange(6.)[None, :, None].expand(1, 6, 2)+1, torch.arange(6.)[None])        # six at once into four places
     assert s.time[0].tolist() == [4., 5., 2., 3.] and s.value[0, :, 0].tolist() == [5., 6., 3., 4.] and s.count.item() == 6
     r.store(s, at(0), 6.); assert s.time[0].tolist() == [4., 5., 6., 3.]
+
+def test_nothing_is_stored_that_the_same_call_overwrites():
+    from chronomem.then.recall import _slots
+    b, step, slot, total = _slots(torch.tensor([1]), torch.ones(1, 6, dtype=torch.bool), 4)      # one stored before, six more, four places
+    assert step.tolist() == [2, 3, 4, 5] and slot.tolist() == [3, 0, 1, 2] and total.tolist() == [6]
