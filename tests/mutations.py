@@ -92,7 +92,7 @@ ROWS = [
         ('awake*c.frame/max(need(h), 1e-9)', 'awake/max(need(h), 1e-9)', 'meaning_of_waking'),
         ('((first-lo) % N < n)', '((first-lo) % N <= n)', 'meaning_of_touched')),
     *_rows('core.py', 'test_core.py',
-        ('if isinstance(v, bool) != (hint is bool): raise', 'if False: raise', 'names_what_is_wrong'),
+        ('if isinstance(v, bool) != (hint is bool): raise', 'if False: raise', 'test_config'),
         ('if _digest(raw, i) != raw[i:i+64]: raise', 'if False: raise', 'test_damage')),
     *_rows('then/log.py', 'test_log.py',
         ("& (rec['tag'] == tag).all(-1)", '', 'swapped_and_foreign'),
