@@ -1,6 +1,6 @@
 "What notebook 32_convergence can't show: any shape, any pattern of missing labels, any config; rows never mix"
 import math
-import torch, torch.nn.functional as F
+import pytest, torch, torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from chronomem.thought.convergence import *
 
@@ -102,3 +102,66 @@ def test_measures_equal_their_definitions(seed, n):
     done = torch.rand(3, n, generator=g) < .8
     slow = [next((t for t in range(n) if done[b, t:].all()), math.inf) for b in range(3)]
     assert time_to_convergence(done).tolist() == slow
+
+# What the lines mean, by hand
+
+def even(p): return torch.tensor([p, 1-p]).log()
+
+def test_certainty_by_hand():
+    "One minus the entropy in bits of two classes"
+    h = lambda p: -(p*math.log2(p) + (1-p)*math.log2(1-p))
+    x = torch.stack([even(.5), even(.9), even(.01)])[None]            # [1,3,2]
+    torch.testing.assert_close(certainty(x), torch.tensor([[0., 1-h(.9), 1-h(.01)]]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(certainty(torch.logit(torch.tensor([[[.5], [.9]]])), 'bce'), torch.tensor([[0., 1-h(.9)]]), rtol=1e-4, atol=1e-5)
+
+def loss_of(fs, **kw): return AdaptiveConvergenceLoss(ConvergenceConfig(fs, **kw))
+
+def test_pooled_certainty_is_of_those_that_have_one():
+    "Weights 1 and 3, and a third feature of numbers, whose certainty is none: (1·a + 3·b)/4"
+    m = loss_of((Feature('a', 'ce', 0, 1.), Feature('b', 'ce', 0, 3.), Feature('n', 'mse', 0, 4.)))
+    L, M = torch.ones(1, 2, 3), torch.ones(1, 2, 3, dtype=torch.bool)
+    sure = torch.tensor([[[.8, .4, -math.inf], [.2, .6, -math.inf]]])
+    w = torch.tensor([1., 3., 4.])
+    torch.testing.assert_close(m._pooled(L, M, sure, w)[2][..., 0], torch.tensor([[.5, .5]]))
+    torch.testing.assert_close(m._pooled(L, M, torch.full_like(sure, -math.inf), w)[2][..., 0], torch.zeros(1, 2))
+    L = torch.tensor([[[2., 4., 8.], [0., 4., 0.]]]); M = torch.tensor([[[True, True, False], [False, True, False]]])
+    loss, has, _, _ = m._pooled(L, M, sure, w)                         # (2 + 12)/4, and the one that has a label
+    torch.testing.assert_close(loss[..., 0], torch.tensor([[3.5, 4.]])); assert has.all()
+    assert not m._pooled(L, torch.zeros_like(M), sure, w)[1].any()
+
+@pytest.mark.parametrize('shared', (True, False))
+def test_the_surest_tick_is_one_with_a_label(shared):
+    "Most certain at tick 2, which nobody labelled; of the others tick 1 is surer, tick 0 is best"
+    m = loss_of((Feature('a', 'ce', 0),), shared=shared, adaptive=1.)
+    x = torch.stack([even(.9), even(.05), even(.999)])[None]           # the answer is the first class
+    loss, parts = m(dict(a=x), dict(a=torch.tensor([[0, 0, -1]])), sure=torch.tensor([[.1, .5, .9]]))
+    assert parts['best'].flatten().tolist() == [0] and parts['surest'].flatten().tolist() == [1]
+    assert loss.item() == pytest.approx(-(math.log(.9) + math.log(.05))/2, rel=1e-4)
+    loss, parts = m(dict(a=x), dict(a=torch.tensor([[-1, 0, 0]])), sure=torch.tensor([[.9, .5, .1]]))
+    assert parts['best'].flatten().tolist() == [2] and parts['surest'].flatten().tolist() == [1]
+
+def test_what_is_expected_when():
+    m = loss_of((Feature('a', 'bce', 0), Feature('b', 'bce', 2)), after=.3)
+    torch.testing.assert_close(m.expected(torch.arange(4)), torch.tensor([[1., 0.], [.3, 0.], [.3, 1.], [.3, .3]]))
+
+def test_stopping_early_by_hand():
+    "Certainties that say with odds of e when to stop; waiting to the end costs .3"
+    losses, sure = torch.tensor([[1., .5, .25]]), torch.tensor([[0., .1, .1]])
+    w = torch.tensor([1., math.e, math.e])/(1+2*math.e)
+    torch.testing.assert_close(early(losses, sure), (w*torch.tensor([1., .65, .55])).sum())
+    torch.testing.assert_close(early(losses, sure, has=torch.tensor([[True, True, False]])), (1. + math.e*.65)/(1+math.e)*torch.tensor(1.))
+
+def test_a_temperature_undoes_a_factor():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(5000, 3, generator=g)*2
+    y = torch.multinomial(x.softmax(-1), 1, generator=g)[:, 0]
+    assert abs(fit_temperature(3*x, y)-3) < .2
+
+def test_who_cannot_know_is_not_taught():
+    "A certainty head learns from answers that were judged, and never shapes the latent"
+    torch.manual_seed(0)
+    head, z = CertaintyHead(4), torch.randn(3, 4, requires_grad=True)
+    right = torch.tensor([[1.], [0.], [math.nan]])
+    p = head(z)[:2, 0]
+    torch.testing.assert_close(head.loss(z, right), -(p[0].log() + (1-p[1]).log())/2)
+    head.loss(z, right).backward(); assert z.grad is None

@@ -1,5 +1,5 @@
 "What notebook 20_ladder can't show: any config, any batch, any pattern of live rows; and that names of weights stay"
-import pytest, torch
+import math, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from chronomem.core import load_state, save_state
 from chronomem.ladder.ladder import *
@@ -201,3 +201,92 @@ def test_a_fork_shares_nothing():
     for _ in range(5): fork = m.write(fork, torch.randn(2, 6), gate='always')[0]
     fork.rungs['tau1', 'z'].zero_()
     assert same(s, before)
+
+# What the lines mean, by hand
+
+def hand(taus=(1, 2), slots=2, D=4, d_in=D_IN):
+    torch.manual_seed(0)
+    n = len(taus)
+    return CadenceLadder(LadderConfig(taus=taus, dims=(D,)*n, slots=(slots,)*n, phases=(0,)*n, hidden=4), d_in, D_OUT).requires_grad_(False)
+
+def test_idle_counts_from_the_rungs_last_write():
+    "Slots written at 3 and 7, decided at 10: idle for 3; never written: as long as the clock says and one more"
+    r = hand().rungs['tau1']
+    for born, idle in (([3, 7], 3), ([7, 3], 3), ([-1, 7], 3), ([-1, -1], 11)):
+        x = r.see(dict(z=torch.randn(1, 2, 4), born=torch.tensor([born])), torch.tensor([10]), torch.randn(1, D_IN), [])
+        assert x[0, -TIME:][:2].tolist() == pytest.approx([math.log(1+idle)/8, 1/(1+idle)])
+        assert x[0, -2*TIME:][:2].tolist() == pytest.approx([math.log(11)/8, 1/11]), 'and how old the session is'
+
+def test_faster_rungs_are_seen_newest_first():
+    z = torch.tensor([[[1., 1.], [2., 2.], [3., 3.]]])
+    assert by_recency(z, torch.tensor([[4, 9, -1]])).tolist() == [[2., 2., 1., 1., 3., 3.]]
+
+def test_a_locked_rung_waits():
+    m = hand((1, 2, 3), 1)
+    for k in range(4):
+        m.unlocked = k
+        log = m.write(m.init(1), torch.randn(1, D_IN), gate='always')[1]
+        assert log.due[0].tolist() == log.open[0].tolist() == [i < k for i in range(3)]
+
+def test_age_as_it_is_read():
+    "Written at 2, read at 5: three inferences old"
+    m = hand()
+    r, z, t = m.rungs['tau1'], torch.randn(1, 2, 4), torch.tensor([5])
+    y, mask = r.soft(z, torch.tensor([[2, -1]]), t)
+    want = r.alpha*(r.read(z[:, 0]) + r.where(torch.cat([r.tag, time_features(torch.tensor(3), TIME)])))
+    torch.testing.assert_close(y[:, 0], want); assert mask.tolist() == [[True, False]]
+
+def test_a_write_keeps_a_little_of_what_was_held():
+    "At first sigmoid(-2) = 0.1192 of the old latent, the rest is new"
+    r = hand().rungs['tau1']
+    r.mix.weight.zero_()
+    x, h, held = torch.randn(1, sum(r.sizes)), torch.randn(1, D_IN), torch.randn(1, 4)
+    torch.testing.assert_close(r.candidate(x, h, held), r.norm(.1192029*held + .8807971*(r.skip(h) + r.enc(x))))
+
+def test_a_gate_opens_above_even_odds():
+    m = hand((1,), 1)
+    r = m.rungs['tau1']
+    for bias, opens, p in ((1., True, .728), (-1., False, .272), (100., True, .9933)):            # 5·tanh(bias/5) at most 5
+        r.gate[-1].weight.zero_(); r.gate[-1].bias.fill_(bias)
+        log = m.write(m.init(1), torch.randn(1, D_IN))[1]
+        assert log.open.item() is opens and log.p.item() == pytest.approx(p, abs=1e-3)
+
+def test_cadences_that_are_learned_keep_time():
+    c = LadderConfig(taus=(1, 4), dims=(4, 4), slots=(1, 1), phases=(0, 1), hidden=4, learned=True)
+    r = CadenceLadder(c, D_IN, D_OUT).requires_grad_(False).rungs['tau4']
+    due = lambda: ''.join('.x'[int(r.turn(torch.tensor([t]), torch.ones(1))[0])] for t in range(10))
+    assert due() == '.x...x...x'
+    r.pace.fill_(math.log(2)); assert due() == '.x.x.x.x.x'
+    assert r.turn(torch.tensor([0]), torch.ones(1))[2].item() == pytest.approx(.5), 'a write every other time: half the gradient'
+
+def test_write_replay_touches_only_what_is_from_before():
+    "A latent of this very call keeps its whole graph: its gradient reaches the hidden state it was written from; an older one teaches weights alone"
+    h = torch.randn(1, 2, D_IN)
+    def grad(replay, t0=0):
+        m, x = hand((1,), 1).requires_grad_(), h.clone().requires_grad_()
+        s = m.init(1); s.t += t0
+        soft = m.scan(s, x, gate='always', read_at=(1,), replay=replay)[2][0]
+        (soft*torch.arange(1., D_OUT+1)).sum().backward()
+        return x.grad
+    for t0 in (0, 7):
+        a, b = grad(False, t0), grad(True, t0)
+        assert a[0, 0].abs().max() > 1e-4; torch.testing.assert_close(a, b)
+
+def test_write_replay_follows_the_weights_of_now():
+    m, h = hand((1,), 1), torch.randn(1, 3, D_IN)
+    s = m.scan(m.init(1), h[:, :2], gate='always', replay=True)[0].detach()
+    r = m.rungs['tau1']
+    before = s.rungs['tau1', 'z'].clone()
+    r.skip.weight.mul_(-1.)
+    now = m.scan(s, h[:, 2:], gate='always', read_at=(0,), replay=True)[2][0]
+    then = m.scan(s, h[:, 2:], gate='always', read_at=(0,))[2][0]
+    assert not torch.allclose(now, then) and torch.equal(s.rungs['tau1', 'z'], before)
+
+def test_recurrent_memory_lets_the_dead_rest():
+    c = LadderConfig(taus=(1,), dims=(4,), slots=(1,), phases=(0,), hidden=4)
+    m = RecurrentMemory(c, 8, 4).requires_grad_(False)
+    s, h = m.init(2), torch.randn(2, 8)
+    new, log = m.write(s, h, torch.tensor([True, False]))
+    assert new.t.tolist() == [1, 0] and new.rungs['tau1', 'born'].tolist() == [[0, 0], [-1, -1]]
+    assert not new.rungs['tau1', 'z'][1].any() and m.read(new)[1].tolist() == [[True]*2, [False]*2]
+    torch.testing.assert_close(new.rungs['tau1', 'z'][0], m.norm(h[0].view(2, 4)))

@@ -235,3 +235,121 @@ def test_command_mistakes(argv, say, tmp_path):
     (tmp_path/'bad.wav').write_bytes(b'RIFF' + bytes(300)); sf.write(tmp_path/'x.wav', voice(.2), 16000)
     p = listen(*argv, cwd=tmp_path)
     assert p.returncode == 2 and say in p.stderr and 'Traceback' not in p.stderr and not p.stdout
+
+# What the lines mean, by hand
+
+def sensed(T, gaps=(), batch=1, width=32, seen=None):
+    "Frames of a drive, some of which bring no token"
+    from chronomem.live.subconscious import Sensed
+    torch.manual_seed(1)
+    starved = torch.tensor([[t in gaps for t in range(T)]]).expand(batch, -1)
+    return Sensed(torch.randn(batch, T, width), torch.zeros(batch, T, seen), torch.ones(batch, T), .05*torch.arange(T).double().expand(batch, -1), starved)
+
+def test_meaning_of_drift_in_a_listener():
+    "What was felt last halves in every half-life without sound, the first frame counts one; sound ends it"
+    m = small(); m.core.sync.half_life = 2.
+    state, felt = m(m.init(1), sensed(8, (3, 4, 5, 6), seen=m.seen))
+    s = felt.sync[0]
+    torch.testing.assert_close(s[3:7], s[2]*torch.tensor([2**-.5, .5, 2**-1.5, .25])[:, None])
+    assert state.core.sync.idle.item() == 0 and state.steps.item() == 8
+    full = m(m.init(1), sensed(8, seen=m.seen)._replace(starved=None))[1].sync[0]
+    torch.testing.assert_close(s[:3], full[:3])                        # with sound nothing is scaled
+    assert m(m.init(1), sensed(7, (3, 4, 5, 6), seen=m.seen))[0].core.sync.idle.item() == 4
+
+def test_meaning_of_the_context():
+    "Weights .5, .25, .15, .1 of the latents 1, 5, 10 and 20 frames ago"
+    m = small()
+    past = [torch.full((1, 32), float(k)) for k in range(20, 0, -1)]    # newest last: k frames ago holds k
+    assert m.context(past, None)[0, 0].item() == pytest.approx(.5*1 + .25*5 + .15*10 + .1*20)
+
+def test_meaning_of_the_echo():
+    "A latent is half the activations, half the context, of which three tenths are the echo"
+    m = small().eval()
+    class Ten(torch.nn.Module):
+        def echo(self, *_): return torch.full((1, 32), 10.)
+    m.resonance = Ten()
+    past, c = [torch.ones(1, 32)]*20, m.init(1, traces=False).core
+    core = c.z, c.history, (c.sync.alpha, c.sync.beta, c.sync.centre, c.sync.power)
+    latent, (z, *_), _ = m.frame(past, core, torch.zeros(1, 32), 'some', 0., m.core.sync.ready(), None)
+    torch.testing.assert_close(latent, (.7*1 + .3*10 + z)/2)
+
+def speaking(e, chances, sure=1.):
+    "The turns of speech that an executive hears in chances of speech, frame by frame: on, began, ended"
+    s, out = e.init(1), []
+    for p in chances:
+        level, on, run, began, ended = e._speech(s, torch.tensor([p]), torch.tensor([sure]))
+        s.level, s.on, s.run = level, on, run
+        out.append('b' if began else 'e' if ended else 'o' if on else '.')
+    return ''.join(out)
+
+def executive(**kw):
+    from chronomem.live.executive import Executive, ExecutiveConfig
+    return Executive(ExecutiveConfig(**dict(smooth=1.) | kw), width=4)
+
+def test_meaning_of_beginning_and_ending():
+    "Three frames above .6 begin, four below .35 end; in between nothing changes; what is not certain never begins"
+    e = executive(hold=3, release=4)
+    assert speaking(e, [.9]*4) == '..bo' and speaking(e, [.9, .9, .5, .9, .9, .9]) == '.....b'
+    assert speaking(e, [.9]*3 + [.5]*5) == '..booooo' and speaking(e, [.9]*3 + [.1]*5) == '..boooe.'
+    assert speaking(e, [.9]*3 + [.1]*3 + [.4] + [.1]*4) == '..boooooooe'
+    assert speaking(e, [.9]*4, sure=.4) == '....' and speaking(e, [.6]*4) == '....' and speaking(e, [.9]*4, sure=.5) == '..bo'
+    s = executive(smooth=.4); assert s._speech(s.init(1), torch.tensor([1.]), torch.tensor([1.]))[0].item() == pytest.approx(.4)
+
+def test_meaning_of_resting():
+    "After speaking at 0 it may speak again at 2 seconds, not before; looking is another action; the most urgent reason that may act wins"
+    e = executive(); s = e.init(1)
+    def act(now, *why):
+        fires, now = torch.zeros(1, 5, dtype=torch.bool), torch.tensor([now], dtype=torch.float64)
+        for i in why: fires[0, i] = True
+        a, r, s.last = e._choose(s, fires, torch.tensor([[False, False, True]]), now)
+        return ACTIONS[a.item()], list(REASONS)[r.item()]
+    assert act(0., 0, 1) == ('speak', 'speech_ended') and act(.5, 0, 1) == ('look', 'speech_started')
+    assert act(1.95, 0) == ('wait', 'resting') and act(2., 0) == ('speak', 'speech_ended') and act(2.1) == ('wait', 'nothing_new')
+
+def test_meaning_of_a_shift_and_of_strange():
+    "Total variation of seven affects; deviations against the usual, of which nothing is known for the first `settle` frames"
+    e = executive(settle=2); s = e.init(1)
+    at = e.at['affect']
+    a, b = torch.zeros(1, e.n), torch.zeros(1, e.n)
+    a[0, at.start], b[0, at.start+1] = 1., 1.
+    assert e._shift(a, b, 'affect').item() == 1. and e._shift(a, (a+b)/2, 'affect').item() == .5
+    s.spread.fill_(4.); s.centre.fill_(1.); x = torch.full((1, 4), 7.)
+    for steps, sigma in ((1, 0.), (2, 3.), (9, 3.)): s.steps.fill_(steps); assert e._strange(s, x)[0].item() == sigma
+    s.steps.fill_(3); _, centre, spread = e._strange(s, x)              # the fourth frame counts a quarter
+    assert centre[0, 0].item() == 1+6/4 and spread[0, 0].item() == 4 + (3/4*36 - 4)/4
+
+def test_meaning_of_averages():
+    "A twentieth of a second against half a second and eight; voices count only while somebody speaks"
+    e = executive(); s = e.init(1); p = torch.ones(1, e.n); s.steps.fill_(5)
+    for on in (False, True):
+        s.on.fill_(on); fast, slow = e._averages(s, p)
+        assert fast[0, e.at['is_sound']].item() == pytest.approx(.1) and slow[0, e.at['is_sound']].item() == pytest.approx(.05/8)
+        assert fast[0, e.at['affect']].max().item() == pytest.approx(.1*on)
+    s.steps.fill_(0); assert (e._averages(s, p)[0] == 1).all(), 'the first frame is both'
+
+def test_meaning_of_anomalies_that_wait():
+    "An anomaly waits three frames for speech to explain it; then it is told, unless somebody speaks"
+    def told(talk):
+        e = executive(patience=3); s, out, quiet = e.init(1), [], torch.zeros(1, dtype=torch.bool)
+        for t in range(6):
+            on = torch.tensor([t == talk])
+            fires, s.pending = e._fires(s, on, on.long(), (quiet, quiet), torch.zeros(1, 7), torch.tensor([t == 1]))
+            out.append('.x'[int(fires[0, 3])])
+        return ''.join(out)
+    assert told(None) == '....x.' and told(3) == told(4) == '......'
+
+def test_meaning_of_waking_up():
+    "Speech may be certain after .2 s, awake after 1 s: frames of .05 s"
+    b = BootManager(small())
+    for awake, speech, affect, warm in ((0, 0., 0., 0.), (1, .25, 1/16, .05), (4, 1., .25, .2), (40, 1., 1., 1.)):
+        run = b.cold(); run.awake.fill_(awake)
+        got = b.scaling(run.awake)
+        assert (got['is_speech'].item(), got['affect'].item(), b.warmth(run).item()) == pytest.approx((speech, affect, warm))
+
+def test_meaning_of_touched_pages():
+    "Ten slots in pages of four: 0 to 3, 4 to 7, 8 and 9"
+    from types import SimpleNamespace
+    from chronomem.live.boot import _touched
+    traces = SimpleNamespace(time=torch.zeros(1, 10))
+    pages = lambda before, count: ''.join('.x'[int(v)] for v in _touched(traces, torch.tensor([before]), torch.tensor([count]), 4))
+    assert [pages(*p) for p in ((0, 0), (0, 1), (0, 4), (0, 5), (3, 5), (8, 10), (9, 11), (12, 14), (0, 10), (7, 99))] == ['...', 'x..', 'x..', 'xx.', 'xx.', '..x', 'x.x', 'x..', 'xxx', 'xxx']

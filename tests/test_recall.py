@@ -91,3 +91,36 @@ def test_what_does_not_fit_is_refused(tmp_path):
         with pytest.raises(ValueError, match=words): f()
     (tmp_path/'s').write_bytes(b'no state')
     with pytest.raises(StateError): load_state(tmp_path/'s', TraceState)
+
+# What the lines mean, by hand
+
+def plane(**kw): return Resonance(ResonanceConfig(**dict(width=2, capacity=4, block=1, top_k=4, rerank=4, threshold=.5, half_life=10., temperature=.5) | kw))
+def at(degrees): return torch.tensor([[math.cos(math.radians(degrees)), math.sin(math.radians(degrees))]])
+
+@pytest.mark.parametrize('search', ('exact', 'codes', 'blocks'))
+def test_an_echo_by_hand(search):
+    "Traces at 0, 60 and 61 degrees, the first ten seconds old: scores .5, .5 and none"
+    r = plane(); s = r.init()
+    for angle, t in ((0, 0.), (60, 10.), (61, 10.)): r.store(s, 2*at(angle), t)
+    f = r.find(s, at(0), 10., search)
+    got = {int(i): (c, a) for i, c, a, ok in zip(f.index[0], f.cosine[0].tolist(), f.age[0].tolist(), f.ok[0]) if ok}
+    assert got == {0: (pytest.approx(1.), 10.), 1: (pytest.approx(.5, abs=1e-6), 0.)}, 'half a turn of the clock halves a score; a cosine of .5 still resonates, .485 does not'
+    torch.testing.assert_close(r.echo(s, at(0), 10., search), at(0)+at(60))                      # (2·a + 2·b)/2
+    torch.testing.assert_close(r.echo(s, at(0), 20., search), at(0)+at(60))
+    r.store(s, 2*at(0), 20.); f = r.find(s, at(0), 20., search)
+    assert f.index[0, 0] == 3 and f.age[0, 0] == 0
+
+def test_a_gap_is_how_old_a_trace_must_be():
+    r = plane(gap=3.); s = r.store(r.init(), at(0), 0.)
+    assert [bool(r.find(s, at(0), now).ok.any()) for now in (0., 2.9, 3., 4.)] == [False, False, True, True]
+
+def test_the_oldest_gives_way():
+    r = plane(); s = r.init()
+    r.store(s, torch.arange(6.)[None, :, None].expand(1, 6, 2)+1, torch.arange(6.)[None])        # six at once into four places
+    assert s.time[0].tolist() == [4., 5., 2., 3.] and s.value[0, :, 0].tolist() == [5., 6., 3., 4.] and s.count.item() == 6
+    r.store(s, at(0), 6.); assert s.time[0].tolist() == [4., 5., 6., 3.]
+
+def test_nothing_is_stored_that_the_same_call_overwrites():
+    from chronomem.then.recall import _slots
+    b, step, slot, total = _slots(torch.tensor([1]), torch.ones(1, 6, dtype=torch.bool), 4)      # one stored before, six more, four places
+    assert step.tolist() == [2, 3, 4, 5] and slot.tolist() == [3, 0, 1, 2] and total.tolist() == [6]

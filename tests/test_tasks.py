@@ -327,3 +327,93 @@ def test_ablate_keeps_what_was_done_before_a_failure(tmp_path):
         return dict(accuracy=1.)
     with pytest.raises(RuntimeError): ablate(dict(a={}), run, path=tmp_path/'r', progress=False)
     assert len((tmp_path/'r').read_text().splitlines()) == 2
+
+# Training, by hand
+
+def trainer(length=3, **kw):
+    from chronomem.backbone.backbone import MemoryConfig
+    from chronomem.backbone.families import add_memory, tiny_lm
+    from chronomem.ladder.ladder import LadderConfig
+    from chronomem.learn.train import TrainConfig, Trainer
+    torch.manual_seed(0)
+    n = 3
+    c = MemoryConfig(n_mem=1, ladder=LadderConfig(taus=(1, 2, 4), dims=(8,)*n, slots=(1,)*n, phases=(0,)*n, hidden=8))
+    m = add_memory(tiny_lm('llama', vocab=len(VOCAB), d=16, layers=1), c, train_backbone=True)
+    return Trainer(m, lambda l, g: passkey(4, l, g), TrainConfig(**dict(lengths=(0, 1, 2), updates=50, settle=10, patience=2, promote=.9, lr=1., gate_lr=.5) | kw))
+
+def test_one_rung_more_per_stage():
+    t = trainer(unlock=True)
+    m = t.model.memory
+    for t.stage in (0, 1, 2):
+        with t.unlocked(): assert m.unlocked == t.stage+1
+        assert m.unlocked == 3, 'all of them outside of training'
+    t.stage, t.settled = 0, 5
+    with t.unlocked(): assert m.unlocked == 3, 'and once the gates have settled'
+    t = trainer()
+    with t.unlocked(): assert t.model.memory.unlocked == 3
+
+def test_a_stage_ends_when_it_is_mastered():
+    "Two updates of .9 on average end a stage, and only its own count; the last one's end begins the settling"
+    t = trainer(patience=2)
+    seen = []
+    for a in (.8, .96, .86, .5, 1., 1., .7, 1., 1.): t.advance(a); seen.append((t.stage, t.settled))
+    assert seen == [(0, None)]*2 + [(1, None)]*3 + [(2, None)]*3 + [(2, 9)]
+    t.n = 18; assert not t.done
+    t.n = 19; assert t.done
+    t = trainer(updates=3)
+    for a in (0., 0., 0.): t.advance(a)
+    assert (t.stage, t.settled) == (0, 3), 'or when the updates are used up'
+
+def test_rates_rise_and_fall():
+    t = trainer(warmup=4)
+    rate = lambda name: next(g['lr'] for g in t.optimizer.param_groups if g['name'] == name)
+    def told(): t.rates(); return rate('memory'), rate('gate')
+    for t.n, up in ((0, .25), (1, .5), (3, 1.), (9, 1.)): assert told() == (up, 0.), 'gates that are always open rest'
+    t.stage = 1; assert told() == (1., .5)
+    t.settled = 10
+    for t.n, down in ((10, 1.), (13, .7), (20, .02)): assert told() == pytest.approx((down, .5*down))
+    assert [t.gate, (setattr(t, 'settled', None), t.gate)[1], (setattr(t, 'stage', 0), t.gate)[1]] == ['hard', 'sample', 'always']
+
+def test_hindsight_by_hand():
+    "Gates at .8 and .8, of which hindsight wanted one: half of -log .8 - log .2; what was not due does not count"
+    t = trainer(hindsight=2.); t.stage = 1
+    keep = torch.tensor([[True, False, True]])
+    ep = Episode(torch.ones(1, 2, dtype=torch.long), torch.ones(1, 2), torch.tensor([[-100, 1]]), torch.zeros(1, 3, dtype=torch.long), (2,), keep=keep)
+    log = SimpleNamespace(p=torch.tensor([[[.8], [.8], [.1]]]), due=torch.tensor([[[True], [True], [False]]]))
+    assert t.taught(ep, log).item() == pytest.approx(-math.log(.8) - math.log(.2), rel=1e-4)
+
+def test_windows_of_an_episode_teach_as_much_as_the_whole():
+    "Loss and answers of a life cut into windows are the life's"
+    whole, cut = trainer(), trainer(window=2)
+    out = []
+    for t in (whole, cut):
+        t.model.eval(); ep = multi_fact(4, 1, generator(3), facts=3)
+        torch.manual_seed(0); loss, right, log = t.backward(ep); out.append((loss.item(), right.item(), log.open.float().mean().item()))
+    assert out[0] == pytest.approx(out[1], rel=1e-4)
+
+def test_losses_of_lives_by_hand():
+    "Each life's own mean over its answers; with the memory wiped, a model that reads nothing says the same"
+    from chronomem.learn.train import row_losses
+    t = trainer(); m = t.model.eval()
+    ep = multi_fact(4, 0, generator(3), facts=3)
+    with torch.no_grad():
+        out = unroll(m, ep, gate='always')[1]
+        rows = row_losses(m, ep, out['reads'])
+        assert rows.shape == (4,) and rows.mean().item() == pytest.approx(out['loss'].item(), rel=1e-4)
+        bare = row_losses(m, ep, out['reads'], wipe=True)
+    assert bare.mean().item() == pytest.approx(unroll(m, ep, gate='always', wipe=True)[1]['loss'].item(), rel=1e-4) and not torch.allclose(rows, bare)
+
+def test_the_best_without_memory_by_hand():
+    "Of three same questions with answers 9, 9 and 8 the best guess gets two right; a fourth question is its own"
+    ids = torch.tensor([[5, 9], [5, 9], [5, 8], [6, 8]])[:, None]
+    answer = torch.zeros_like(ids, dtype=torch.bool); answer[..., 1] = True
+    assert memoryless(pack(ids, answer)) == 3/4
+
+def test_checksum_by_hand():
+    assert checksum(torch.tensor([[1, 1, 1], [2, 0, 1], [3, 1, 2]])).tolist() == [(1+3+5) % 4, (2+5) % 4, (3+3+10) % 4]
+
+@pytest.mark.parametrize('window', (1, 2, 3))
+def test_a_last_window_may_be_one_step(window):
+    t = trainer(window=window)
+    loss, right, log = t.backward(passkey(4, 3, generator(0)))        # five steps
+    assert math.isfinite(loss.item()) and log.p.shape[:2] == (4, 5)

@@ -5,8 +5,10 @@ from safetensors.torch import load_file
 from chronomem.core import generator, load_state, save_state
 from chronomem.thought import machine, nlm, sync
 from chronomem.thought.machine import Core, CoreState, Thinker, ThoughtConfig, load_ctm
+from chronomem.thought.heads import calibrate, fit_platt, surest
 from chronomem.thought.nlm import NLM, synapse
 from chronomem.thought.sync import MEASURES, PAIRS, Sync, pairs, unpack
+from chronomem.thought.usual import accustom, steps, told, unknown, view
 
 GOLDEN = sorted((Path(__file__).parent/'golden').glob('ctm_*.safetensors'))
 close = lambda a, b, tol=1e-5: torch.testing.assert_close(a, b, rtol=tol, atol=tol)
@@ -163,3 +165,86 @@ def test_errors_name_what_is_wrong():
                         (lambda: synapse(3, 4, 'deep'), "depth: got 'deep'"), (lambda: m.core(m.init(2), torch.zeros(2, 9)), r'drive: got shape \[2, 9\], expected \[2, 8\]'),
                         (lambda: m(m.init(2), torch.zeros(3, 5, 8)), 'x: got shape'), (lambda: m.look(torch.zeros(2, 5, 8), m.look(torch.zeros(2, 5, 8)), mask=torch.ones(2, 5).bool()), 'mask')):
         with pytest.raises(ValueError, match=words): call()
+
+# What the lines mean, by hand
+
+def test_dropout_is_for_training_only():
+    "In use a machine with dropout is the machine without, to the bit; in training it differs from run to run, in every part that has dropout"
+    a, b = made(dropout=.5, depth=2).eval(), made(dropout=0., depth=2).eval()
+    b.load_state_dict({k: v for k, v in zip(b.state_dict(), a.state_dict().values())})
+    x = torch.randn(2, 5, 8)
+    assert torch.equal(a(a.init(2), x)[1].logits, b(b.init(2), x)[1].logits)
+    seen, q, z = a.look(x), torch.randn(2, a.core.n_action), torch.randn(2, 24)
+    parts = (lambda m: m.attend(q, seen.k, seen.v), lambda m: m.core.nlm(torch.randn(2, 24, 5, generator=generator(3))), lambda m: m.core.synapse(torch.cat([x[:, 0], z], -1)))
+    for f in parts:
+        a.eval(); assert torch.equal(f(a), f(a)) and torch.equal(f(a), f(b))
+        a.train(); assert not torch.equal(f(a), f(a))
+        b.train(); assert torch.equal(f(b), f(b)), 'without dropout training changes nothing'; b.eval()
+
+def test_dropout_keeps_the_mean():
+    torch.manual_seed(0)
+    l = nlm.NeuronLinear(1, 2, 1, dropout=.25).requires_grad_(False).train()
+    l.w.fill_(1.)
+    y = l(torch.ones(1, 2, 20000))
+    assert y.mean().item() == pytest.approx(2., abs=.03) and sorted(y.unique().tolist()) == pytest.approx([0., 4/3, 8/3])
+
+def starve(core, ticks, n):
+    "What the pairs say at the last frame with input, and at n frames without"
+    drive = torch.randn(1, 3+n, 8)
+    gaps = torch.arange(3+n)[None] >= 3
+    s = core.scan(core.init(1), drive, ticks, gaps)[1].sync[0]
+    return s[2], s[3:]
+
+@pytest.mark.parametrize('measure', MEASURES)
+@pytest.mark.parametrize('ticks', (1, 3))
+def test_drift_halves_in_its_half_life(measure, ticks):
+    "The first frame without input is one frame old"
+    held, gone = starve(made(cls=Core, measure=measure, drift='decay', half_life=2.), ticks, 5)
+    assert held.abs().min() > 1e-6
+    close(gone, held*torch.tensor([2**-.5, .5, 2**-1.5, .25, 2**-2.5])[:, None])
+
+def test_drift_swings_in_its_period():
+    held, gone = starve(made(cls=Core, drift='oscillate', half_life=4., period=4.), 1, 4)
+    close(gone, held*torch.tensor([0., -2**-.5, 0., .5])[:, None])
+    held, gone = starve(made(cls=Core), 1, 4)
+    close(gone, held.expand_as(gone))
+
+def test_idle_ends_with_input():
+    core = made(cls=Core, drift='decay', half_life=1.)
+    state, _ = core.scan(core.init(1), torch.randn(1, 6, 8), 1, torch.tensor([[0, 1, 1, 0, 1, 1]]).bool())
+    assert state.sync.idle.tolist() == [2]
+
+def test_a_history_drops_its_oldest():
+    assert nlm.shift(torch.tensor([[[1., 2., 3.]]]), torch.tensor([[4.]])).tolist() == [[[2., 3., 4.]]]
+
+def test_the_newest_that_was_seen_is_kept():
+    m = made()
+    a, b = torch.randn(2, 3, 8), torch.randn(2, 2, 8)
+    seen = m.look(b, m.look(a), keep=3)
+    close(seen.k, torch.cat([m.look(a).k[:, :, 2:], m.look(b).k], 2)); close(seen.v, torch.cat([m.look(a).v[:, :, 2:], m.look(b).v], 2))
+
+def test_the_usual_by_hand():
+    "Two frames of sound, of which the first is kept by a half; then silence, which counts for nothing and fades by its own rate"
+    s = accustom(unknown(1, 1), torch.tensor([[4.]]), torch.tensor([1.]), .5, .1)
+    s = accustom(s, torch.tensor([[6.]]), torch.tensor([1.]), .5, .1)
+    assert (s.count.item(), s.total.item(), s.square.item()) == pytest.approx((1.5, 8., 44.))
+    mean, var = told(s, prior=.5)                                     # as if half a frame of N(0,1) had come before
+    assert (mean.item(), var.item()) == pytest.approx((4., 44.5/2-16))
+    s = accustom(s, torch.tensor([[9.]]), torch.tensor([0.]), .5, .1)
+    assert (s.count.item(), s.total.item(), s.square.item()) == pytest.approx((.15, .8, 4.4))
+
+def test_steps_and_views_by_hand():
+    x, new = torch.tensor([[[1.], [4.], [2.]]]), torch.tensor([[False, False, True]])
+    assert steps(torch.tensor([[3.]]), x, new).tolist() == [[[1., 2.], [4., 3.], [2., 0.]]]
+    assert view(torch.tensor([1., 10., 3., 20., 8., 0.]), 3).tolist() == [4., 10., 3.5, 15.], 'mean of three parts, and mean size of the two steps'
+
+def test_certainty_of_heads_by_hand():
+    assert surest('ce', torch.tensor([.2, .5, .3]).log()).item() == pytest.approx(.5)
+    assert surest('bce', torch.logit(torch.tensor([.1, .7]))).item() == pytest.approx(.7), 'the less certain of two questions'
+    p = torch.tensor([.8])
+    assert calibrate(p, torch.tensor([[1., 0.]])).item() == pytest.approx(.8) and calibrate(p, torch.tensor([[.5, 0.]])).item() == pytest.approx(2/3)
+    assert calibrate(p, torch.tensor([[1., -math.log(4)]])).item() == pytest.approx(.5)
+    g = generator(0)
+    said = torch.rand(4000, generator=g)*.98+.01
+    right = torch.rand(4000, generator=g) < torch.sigmoid(.5*torch.logit(said)-.7)
+    assert fit_platt(said, right) == pytest.approx((.5, -.7), abs=.1)

@@ -114,8 +114,8 @@ def _ask(model, ep, t, soft, seen, wipe):
 
 # %% ../../nbs/70_tasks.ipynb #unroll-at-once
 def _encode(model, ep, last):
-    "Hidden states of all inferences; those met only in the last step are left 0 if nothing will read its write, nor ask by it"
-    if last or model.memory.asks: return model.encode(ep.ids, ep.mask)
+    "Hidden states of all inferences; those met only in the last step are left 0 if nothing will read its write, nor ask by it; a lone step is run all the same"
+    if last or model.memory.asks or ep.order.shape[1] == 1: return model.encode(ep.ids, ep.mask)
     used = ep.order[:, :-1].unique()
     h = model.encode(ep.ids[used], ep.mask[used])
     return h.new_zeros(len(ep.ids), h.shape[1]).index_copy(0, used, h)
