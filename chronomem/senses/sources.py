@@ -90,7 +90,8 @@ def _whole_chunks(f, end):
     while f.tell() < end:
         h = f.read(8)
         if len(h) < 8 or not all(32 <= b < 127 for b in h[:4]): return False
-        f.seek(int.from_bytes(h[4:], 'little'), 1)
+        size = int.from_bytes(h[4:], 'little')
+        f.seek(size + size % 2, 1)
     return f.tell() <= end + 1
 
 def _zero_length(path):
@@ -183,14 +184,14 @@ def _check_length(f, path, report):
 def _blocks(f, n, path, report):
     "Blocks [n, channels] until the file ends or can't be decoded any further"
     _check_length(f, path, report)
-    got, slack = 0, 1152*(f.format in ('MP3', 'MPEG'))
+    got, slack, of = 0, 1152*(f.format == 'MP3'), f' of {f.frames/f.samplerate:.2f}' if f.frames < _UNKNOWN else ''
     try:
         while len(x := f.read(n, dtype='float32', always_2d=True)):
             got += len(x)
             yield x
-    except RuntimeError as e: return _trouble(report, f'{path}: damaged or cut off after {got/f.samplerate:.2f} of {f.frames/f.samplerate:.2f} s ({e})')
+    except RuntimeError as e: return _trouble(report, f'{path}: damaged or cut off after {got/f.samplerate:.2f}{of} s ({e})')
     if got + slack < f.frames < _UNKNOWN and 'cut off' not in report['problem']:
-        _trouble(report, f'{path}: cut off, {got/f.samplerate:.2f} of {f.frames/f.samplerate:.2f} s are there')
+        _trouble(report, f'{path}: cut off, {got/f.samplerate:.2f}{of} s are there')
 
 # %% ../../nbs/13_sources.ipynb #resample
 def _resampled(blocks, rate, to):
