@@ -5,6 +5,7 @@ import numpy as np, pytest, soundfile as sf, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from chronomem.core import ManualClock, WallClock
 from chronomem.senses.audio import clean_audio, frames_of
+from chronomem.senses.scenes import find_clips
 from chronomem.senses.devices import ImageFolder, Microphone, TextSource, VideoFile, watch
 from chronomem.senses.sources import AudioFile, RawRing, Source, Watchdog, ended, merge, paced
 
@@ -286,3 +287,27 @@ def test_watch_ends_when_left():
     del r
     dog.thread.join(2)
     assert not dog.thread.is_alive()
+
+@pytest.mark.data
+@pytest.mark.parametrize('collection', ['fsdd', 'librispeech', 'voices', 'emodb', 'oxygen', 'freedesktop', 'noise'])
+def test_real_recordings_are_sound(collection):
+    "No fault is seen where there is none, and files and arrays give the same frames"
+    clips = find_clips(sources=(collection,))
+    if not clips: pytest.skip(f'no recordings of {collection}')
+    for c in clips[::max(1, len(clips)//12)]:
+        if (info := sf.info(c.path)).duration > 60 or info.samplerate < 8000: continue
+        f = AudioFile(c.path)
+        got = torch.stack([r.data for r in f])
+        assert f.report['problem'] == '' and f.report['opposed'] == 0 and not f.report['silent'], c.path
+        assert f.report['read'] == pytest.approx(info.duration)
+        assert torch.allclose(got, frames_of(clean_audio(*sf.read(c.path, dtype='float32', always_2d=True))[0]), atol=2e-5)
+
+@pytest.mark.data
+def test_a_real_voice_opposed_is_the_same_voice(tmp_path):
+    clips = find_clips(sources=('librispeech',))
+    if not clips: pytest.skip('no recordings of LibriSpeech')
+    x, rate = sf.read(clips[0].path, dtype='float32')
+    sf.write(tmp_path/'x.wav', np.stack([x, -x], 1), rate, subtype='FLOAT')
+    f = AudioFile(tmp_path/'x.wav')
+    plain = torch.stack([r.data for r in AudioFile(clips[0].path)])
+    assert torch.allclose(torch.stack([r.data for r in f]), plain, atol=1e-5) and 'cancel' in f.report['problem']
