@@ -123,6 +123,8 @@ class _Streamed(sf.SoundFile):
 # %% ../../nbs/13_sources.ipynb #open-sound
 _UNKNOWN = 1 << 60
 
+def _endless(f): return 'end-of-stream' in f.extra_info.lower()  # an ogg without its last page
+
 def _sound(path):
     f = sf.SoundFile(str(path))
     at = None if f.frames else _zero_length(path)
@@ -135,7 +137,7 @@ def _open(path):
     try: f = _sound(path)
     except (RuntimeError, TypeError) as e: raise ValueError(f'{path}: not a sound file that can be read ({e})') from None
     if 8000 <= f.samplerate <= 192_000 and 1 <= f.channels <= 32 and f.frames > 0: return f
-    cut = '; the file is cut off' if 'End-Of-Stream' in f.extra_info else ''
+    cut = '; the file is cut off' if _endless(f) else ''
     f.close()
     raise ValueError(f'{path}: expected 8000 to 192000 Hz, 1 to 32 channels and some samples, got {f.samplerate} Hz, {f.channels} and {f.frames}{cut}')
 
@@ -179,7 +181,7 @@ def _check_length(f, path, report):
         return _trouble(report, f'{path}: streamed: its header names no length, so it was read to the end of the file')
     short = [(a, int(b)) for a, b in said if int(b) < a]
     if short: _trouble(report, '{}: cut off, {} of {} bytes are there'.format(path, *short[-1][::-1]))
-    if 'End-Of-Stream' in f.extra_info: _trouble(report, f'{path}: cut off, its last page is missing')
+    if _endless(f): _trouble(report, f'{path}: cut off, its last page is missing')
 
 def _blocks(f, n, path, report):
     "Blocks [n, channels] until the file ends or can't be decoded any further"
