@@ -123,7 +123,7 @@ class _Streamed(sf.SoundFile):
 # %% ../../nbs/13_sources.ipynb #open-sound
 _UNKNOWN = 1 << 60
 
-def _endless(f): return 'end-of-stream' in f.extra_info.lower()  # an ogg without its last page
+def _endless(f): return re.search('end-of-stream|junk after the last page', f.extra_info, re.I)  # an ogg without its last page, or with a part of it
 
 def _sound(path):
     f = sf.SoundFile(str(path))
@@ -181,7 +181,7 @@ def _check_length(f, path, report):
         return _trouble(report, f'{path}: streamed: its header names no length, so it was read to the end of the file')
     short = [(a, int(b)) for a, b in said if int(b) < a]
     if short: _trouble(report, '{}: cut off, {} of {} bytes are there'.format(path, *short[-1][::-1]))
-    if _endless(f): _trouble(report, f'{path}: cut off, its last page is missing')
+    if _endless(f): _trouble(report, f'{path}: its last page is missing or broken, so it was probably cut off')
 
 def _blocks(f, n, path, report):
     "Blocks [n, channels] until the file ends or can't be decoded any further"
