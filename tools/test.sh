@@ -19,7 +19,16 @@ unset IN_TEST
 if [ "$part" = data ]; then
   [ "$(python -c 'from chronomem.core import data_root; print(data_root() is not None)')" = True ] || {
     echo "no data: neither CHRONOMEM_DATA nor ../shared/data; what reads them is not tested"; exit 0; }
-  names="$(grep -rlE --include='*.ipynb' --exclude-dir='.*' '(data_root|find_clips|prose|books)\(' nbs | sed 's|.*/||; s|\.ipynb$||' | sort | paste -sd'|')"
+  # notebooks with a cell that reads data and is run here
+  names="$(python - <<'END'
+import json, re
+from pathlib import Path
+reads, skipped = re.compile(r'\b(data_root|find_clips|prose|books)\('), re.compile(r'(?m)^#\|\s*(slow|eval:\s*false)')
+def code(p): return [''.join(c['source']) for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+nbs = [p for p in sorted(Path('nbs').rglob('*.ipynb')) if not any(s.startswith('.') for s in p.parts)]
+print('|'.join(p.stem for p in nbs if any(reads.search(s) and not skipped.search(s) for s in code(p))))
+END
+)"
   timeout 20m nbdev_test --n_workers 2 --timing --do_print --file_re "^($names)\.ipynb$"
   python -m pytest -q -rs -m data tests
   exit
