@@ -13,9 +13,15 @@ settings.load_profile('chronomem')
 
 def pytest_addoption(parser): parser.addoption('--slow', action='store_true', help='run the tests marked slow too')
 
-def pytest_configure(config): config.addinivalue_line('markers', 'slow: takes minutes; run with --slow')
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'slow: takes minutes; run with --slow')
+    config.addinivalue_line('markers', 'data: reads real recordings, books or clips; skipped where there are none')
 
 def pytest_collection_modifyitems(config, items):
+    from chronomem.core import data_root
+    if data_root() is None:
+        for item in items:
+            if 'data' in item.keywords: item.add_marker(pytest.mark.skip(reason='no data: set CHRONOMEM_DATA to the folder of the data sets'))
     if config.getoption('--slow'): return
     for item in items:
         if 'slow' in item.keywords: item.add_marker(pytest.mark.skip(reason='slow: run with --slow'))

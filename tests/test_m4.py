@@ -135,3 +135,31 @@ def test_weights_travel(enc):
     other = M4InputEncoder(16, SCHEMAS, VOCAB); other.load_state_dict(enc.state_dict())
     b = enc.collate([M4Token('audio', 'mic', 0, features=dict(rms=1))])
     assert torch.equal(other(b, 1.), enc(b, 1.)) and 'scale' not in enc.state_dict()
+
+deep = st.integers(900, 100_000).flatmap(lambda n: st.sampled_from(['['*n + ']'*n, '{"a":'*n + '1' + '}'*n, '['*n, '[{"a":'*(n//2)]))
+
+@quick
+@given(deep, st.sampled_from(['modality', 'embedding', 'features', 'annotations', 'raw_tokens', 'raw_data_ref', 'x', None]))
+def test_nested_junk_is_an_error_of_the_token(value, key):
+    line = value if key is None else json.dumps({'modality': 'audio', 'source': 'mic', 'timestamp': 1})[:-1] + f', "{key}": {value}}}'
+    with pytest.raises((ValueError, TypeError)): M4Token.from_json(line)
+
+@settings(quick, max_examples=200)
+@given(st.dictionaries(st.sampled_from([*M4Token.__dataclass_fields__, 'x']), json_value, max_size=9), st.sampled_from(['{}', '[{}]', '{}x', 'x{}', '{} {}']))
+def test_from_json_raises_two_kinds_only(value, frame):
+    value = {'modality': 'audio', 'source': 'mic', 'timestamp': 1, **value}
+    try: t = M4Token.from_json(frame.replace('{}', json.dumps(value)))
+    except (ValueError, TypeError) as e: assert str(e)
+    else: assert M4Token.from_json(t.to_json()) == t
+
+@quick
+@given(st.lists(any_token, min_size=1, max_size=3))
+def test_byte_order_marks(tmp_path, tokens):
+    write_jsonl(tmp_path/'t', tokens)
+    raw = (tmp_path/'t').read_bytes()
+    (tmp_path/'t').write_bytes(b'\xef\xbb\xbf' + raw)
+    assert read_jsonl(tmp_path/'t') == tokens
+    for bom, code in ((b'\xff\xfe', 'utf-16-le'), (b'\xfe\xff', 'utf-16-be')):
+        (tmp_path/'t').write_bytes(bom + raw.decode().encode(code))
+        for strict in (True, False):
+            with pytest.raises(ValueError, match='UTF-16'): read_jsonl(tmp_path/'t', strict)

@@ -144,7 +144,6 @@ def read_ini():
 def test_constraints_satisfy_requirements():
     lines = [l for l in (ROOT/'constraints.txt').read_text().splitlines() if l and not l.startswith('#')]
     assert all(re.fullmatch(r'[\w.-]+==[\w.]+', l) for l in lines), 'exact versions only: no local suffix, no address'
-    norm = lambda s: re.sub(r'[-_.]+', '-', s).lower()
     pins = {norm(n): v for n, v in (l.split('==') for l in lines)}
     for key, value in read_ini().items():
         if not key.endswith('requirements'): continue
@@ -152,6 +151,44 @@ def test_constraints_satisfy_requirements():
             pin = pins.get(norm(req.name))
             if key in ('requirements', 'dev_requirements', 'smollm2_requirements'): assert pin, f'{req.name} has no pin'
             assert pin is None or req.specifier.contains(pin), f'{req} against {pin}'
+
+ALIAS = {'cv2': 'opencv-python-headless'}                             # where a module's name isn't its distribution's
+
+def norm(name): return re.sub(r'[-_.]+', '-', name).lower()
+
+def needed(key): return {norm(Requirement(r).name) for r in shlex.split(read_ini()[key])}
+
+def third_party(path):
+    "What a module imports from other distributions, and what it asks `require` for: (distribution, extra or None, line)"
+    name = lambda m: norm(ALIAS.get(m.split('.')[0], m.split('.')[0]))
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        found = []
+        if isinstance(node, ast.Import): found = [(a.name, None) for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level: found = [(node.module, None)]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == 'require' and len(node.args) == 2: found = [(node.args[1].value, node.args[0].value)]
+        yield from ((name(m), extra, node.lineno) for m, extra in found if m.split('.')[0] not in {*sys.stdlib_module_names, 'chronomem'})
+
+@each_module
+def test_imports_are_required(path):
+    base = needed('requirements')
+    for name, extra, line in third_party(path):
+        if extra is None: assert name in base, f'line {line}: {name} is imported, but no requirement: add it to settings.ini or use require(extra, module)'
+        else:
+            assert name in needed(f'{extra}_requirements'), f'line {line}: the extra {extra} does not bring {name}'
+            assert name not in base, f'line {line}: {name} is always there'
+
+def test_requirements_are_imported():
+    used = {name for path in MODULES for name, extra, _ in third_party(path) if extra is None}
+    idle = needed('requirements') - used
+    assert not idle, f'{sorted(idle)}: required and never imported; move to an extra'
+
+def test_dev_brings_what_tests_and_notebooks_import():
+    brought = needed('requirements') | needed('dev_requirements')
+    asked = {name for path in MODULES for name, extra, _ in third_party(path) if extra not in (None, 'audio', 'ray')}
+    for path in (ROOT/'tests').glob('*.py'): asked |= {name for name, extra, _ in third_party(path) if extra is None}
+    own = {'tools', 'conftest', 'pyyaml', 'yaml', 'packaging'} | {norm(p.stem) for p in (ROOT/'tests').glob('*.py')}
+    assert not asked - brought - own, sorted(asked - brought - own)
+    assert needed('app_requirements') | needed('train_requirements') <= brought
 
 def test_version_is_one():
     ns = {}

@@ -1,10 +1,11 @@
 "What notebooks 13_sources and 14_devices can't show: damaged bytes of any kind, threads that hang, and memory over a long time."
-import io, os, threading, time, tracemalloc
+import gc, io, os, threading, time, tracemalloc
 from types import SimpleNamespace
 import numpy as np, pytest, soundfile as sf, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from chronomem.core import ManualClock, WallClock
 from chronomem.senses.audio import clean_audio, frames_of
+from chronomem.senses.scenes import find_clips
 from chronomem.senses.devices import ImageFolder, Microphone, TextSource, VideoFile, watch
 from chronomem.senses.sources import AudioFile, RawRing, Source, Watchdog, ended, merge, paced
 
@@ -73,6 +74,64 @@ def test_any_rate_and_length(tmp_path, rate, channels, n, wild):
     want, report = clean_audio(x, rate)
     assert torch.allclose(got, frames_of(want), atol=2e-5)
     assert f.report['nan'] == report.nan and abs(f.report['read']-n/rate) < 1e-9 and f.report['peak'] == pytest.approx(report.peak) and f.report['silent'] == report.silent
+
+def with_length(raw, size):
+    raw = bytearray(raw); at = raw.find(b'data') + 4
+    raw[at:at+4] = size.to_bytes(4, 'little')
+    return bytes(raw)
+
+@pytest.mark.parametrize('subtype', ['PCM_U8', 'PCM_16', 'PCM_24', 'PCM_32', 'FLOAT'])
+@pytest.mark.parametrize('size', [0, 2**31-4096, 2**31-1, 2**31, 2**32-37, 2**32-1])
+@pytest.mark.filterwarnings('error::ResourceWarning', 'error::pytest.PytestUnraisableExceptionWarning')
+def test_streamed_wav(tmp_path, subtype, size):
+    whole, p = encoded('WAV', subtype, channels=2), tmp_path/'x.wav'
+    p.write_bytes(whole)
+    want = defined(p)
+    assert want[-1].reason == 'exhausted'
+    p.write_bytes(with_length(whole, size))
+    got = defined(p)
+    assert len(got) == len(want) and all(torch.equal(a.data, b.data) for a, b in zip(got[:-1], want[:-1]))
+    assert 'names no length' in got[-1].reason and 'cut off' not in got[-1].reason
+    gc.collect()
+
+@pytest.mark.parametrize('after', [b'', b'LIST\4\0\0\0INFO', b'PAD \0\0\0\0', b'id3 \3\0\0\0abc\0'])
+def test_a_wav_of_nothing_is_still_refused(tmp_path, after):
+    raw = with_length(encoded('WAV', 'PCM_16', seconds=0), 0)
+    (tmp_path/'x.wav').write_bytes(raw + after)
+    with pytest.raises(ValueError, match='some samples'): AudioFile(tmp_path/'x.wav')
+
+@pytest.mark.parametrize('form, subtype', [('MP3', 'MPEG_LAYER_III'), ('AIFF', 'PCM_16'), ('AU', 'PCM_16'), ('W64', 'PCM_16'), ('RF64', 'PCM_16'), ('OGG', 'OPUS'), ('OGG', 'VORBIS'), ('CAF', 'PCM_16'), ('FLAC', 'PCM_16')])
+@pytest.mark.parametrize('share', [.3, .5, .8])
+def test_a_cut_is_named(tmp_path, form, subtype, share):
+    raw, p = encoded(form, subtype, seconds=3), tmp_path/'x'
+    p.write_bytes(raw)
+    assert defined(p)[-1].reason == 'exhausted'
+    p.write_bytes(raw[:int(share*len(raw))])
+    try: f = AudioFile(p)
+    except ValueError as e: assert str(p) in str(e)              # some can't be opened without their end
+    else: assert 'cut off' in list(ended(f))[-1].reason and f.report['read'] < 3
+
+def test_flac_of_unknown_length(tmp_path):
+    raw = bytearray(WHOLE['a.flac']); raw[21] &= 0xf0; raw[22:26] = bytes(4)
+    p = tmp_path/'x.flac'
+    for part, why in ((raw, 'names no length'), (raw[:len(raw)*6//10], 'cut off')):
+        p.write_bytes(part)
+        assert why in defined(p)[-1].reason and AudioFile(p).seconds == float('inf')
+
+@quick
+@given(st.integers(1, 30_000), st.sampled_from([8000, 16000, 44100]), st.floats(-1, 1), st.integers(2, 6), st.integers(0, 5))
+def test_opposed_channels_are_heard(tmp_path, n, rate, r, channels, k):
+    "Whatever is loud in a channel is loud in the sum, and files and arrays agree about it"
+    g = np.random.default_rng(n)
+    a, b = .1*g.normal(size=(2, n))
+    x = np.zeros((n, channels)); x[:, k % channels] = a; x[:, (k+1) % channels] = r*a + (1-r*r)**.5*b
+    sf.write(tmp_path/'x.wav', x, rate, subtype='FLOAT')
+    f = AudioFile(tmp_path/'x.wav')
+    got, (want, report) = torch.stack([y.data for y in f]), clean_audio(x.astype('f4'), rate)
+    assert torch.allclose(got, frames_of(want), atol=2e-5) and f.report['opposed'] == pytest.approx(report.opposed)
+    power, loudest = want.square().mean().item()*channels**2, np.square(x).mean(0).max()
+    assert power > .08*loudest or n < 50
+    if n > 5000 and abs(r + .9) > .05 and channels == 2: assert bool(report.opposed) == (r < -.9) == ('cancel' in f.report['problem'])
 
 def test_vanishing_file(tmp_path):
     p = tmp_path/'a.wav'
@@ -228,3 +287,27 @@ def test_watch_ends_when_left():
     del r
     dog.thread.join(2)
     assert not dog.thread.is_alive()
+
+@pytest.mark.data
+@pytest.mark.parametrize('collection', ['fsdd', 'librispeech', 'voices', 'emodb', 'oxygen', 'freedesktop', 'noise'])
+def test_real_recordings_are_sound(collection):
+    "No fault is seen where there is none, and files and arrays give the same frames"
+    clips = find_clips(sources=(collection,))
+    if not clips: pytest.skip(f'no recordings of {collection}')
+    for c in clips[::max(1, len(clips)//12)]:
+        if (info := sf.info(c.path)).duration > 60 or info.samplerate < 8000: continue
+        f = AudioFile(c.path)
+        got = torch.stack([r.data for r in f])
+        assert f.report['problem'] == '' and f.report['opposed'] == 0 and not f.report['silent'], c.path
+        assert f.report['read'] == pytest.approx(info.duration)
+        assert torch.allclose(got, frames_of(clean_audio(*sf.read(c.path, dtype='float32', always_2d=True))[0]), atol=2e-5)
+
+@pytest.mark.data
+def test_a_real_voice_opposed_is_the_same_voice(tmp_path):
+    clips = find_clips(sources=('librispeech',))
+    if not clips: pytest.skip('no recordings of LibriSpeech')
+    x, rate = sf.read(clips[0].path, dtype='float32')
+    sf.write(tmp_path/'x.wav', np.stack([x, -x], 1), rate, subtype='FLOAT')
+    f = AudioFile(tmp_path/'x.wav')
+    plain = torch.stack([r.data for r in AudioFile(clips[0].path)])
+    assert torch.allclose(torch.stack([r.data for r in f]), plain, atol=1e-5) and 'cancel' in f.report['problem']

@@ -72,3 +72,60 @@ def test_sidebar_follows_the_notebooks(project):
     side = yaml.safe_load((project/'_quarto.yml').read_text())['website']['sidebar']['contents']
     assert side == ['index.ipynb', *[dict(section=s, contents=[p]) for s, p in [('Foundations', '00_core.ipynb'), ('Cadence ladder', '20_ladder.ipynb'),
                     ('Results', 'results/span.ipynb'), ('Tutorials', 'tutorials/first.ipynb')]]]
+
+# The test command
+
+def sh(project, *args, **env):
+    base = {k: v for k, v in os.environ.items() if k not in ('CHRONOMEM_DATA', 'CHRONOMEM_VENV', 'IN_TEST')}
+    return subprocess.run(['bash', *args], cwd=project, env={**base, 'PYTHONPATH': str(ROOT), **env}, capture_output=True, text=True)
+
+def test_test_command_refuses_what_it_does_not_know(project):
+    r = sh(project, 'tools/test.sh', '--no-instal')
+    assert r.returncode == 2 and '--no-instal' in r.stderr and not (project/'.venv').exists()
+
+def test_data_part_without_data(project):
+    shutil.copytree(ROOT/'chronomem', project/'chronomem', ignore=shutil.ignore_patterns('__pycache__', 'assets'))
+    r = sh(project, 'tools/test.sh', '--no-install', '--data', PYTHONPATH='', PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
+    assert r.returncode == 0 and r.stdout.startswith('no data: '), r.stdout + r.stderr
+
+def test_data_part_runs_what_reads_data(project):
+    "Only notebooks that read data are run, and pytest has the last word"
+    from shutil import which
+    if not which('nbdev_test'): pytest.skip('nbdev_test is not on the path')
+    (project/'nbs'/'00_reads.ipynb').write_text(notebook('# A', 'from chronomem.core import data_root\nprint(data_root().name)'))
+    (project/'nbs'/'01_not.ipynb').write_text(notebook('# A', '1/0'))
+    (project/'tests').mkdir()
+    (project/'tests'/'test_x.py').write_text('import pytest\n@pytest.mark.data\ndef test_a(): pass\ndef test_b(): 1/0\n')
+    (project/'records').mkdir()
+    r = sh(project, 'tools/test.sh', '--no-install', '--data', CHRONOMEM_DATA=str(project/'records'))
+    assert r.returncode == 0 and '00_reads' in r.stdout and '01_not' not in r.stdout, r.stdout + r.stderr
+    assert '1 passed' in r.stdout.strip().splitlines()[-1]
+
+def test_set_up_names_the_python_it_needs(project):
+    fake = project/'python'
+    fake.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1\nexit 1\n'); fake.chmod(0o755)
+    r = sh(project, '-euc', '. tools/setup.sh base; echo went on', PYTHON=str(fake))
+    assert r.returncode == 1 and '3.11 or newer, got Python 3.9.1' in r.stderr and 'went on' not in r.stdout
+
+def test_a_venv_left_half_made_is_made_again(project):
+    (project/'.venv'/'bin').mkdir(parents=True)
+    (project/'.venv'/'bin'/'python').symlink_to(sys.executable)
+    fake = project/'python'
+    fake.write_text('#!/bin/sh\necho "$@" >> calls; [ "$1" = -c ] && exit 0\nmkdir -p .venv/bin; echo "echo active; exit 7" > .venv/bin/activate\n'); fake.chmod(0o755)
+    r = sh(project, '-euc', '. tools/setup.sh base', PYTHON=str(fake))
+    assert r.returncode == 7 and 'active' in r.stdout and '-m venv --clear .venv' in (project/'calls').read_text()
+
+def test_ci_hands_on_tracked_files_alone(tmp_path):
+    "The copy holds what git tracks, knows of no data, and its environment serves the second part"
+    clone = tmp_path/'clone'
+    (clone/'tools').mkdir(parents=True); (clone/'.ci').mkdir()
+    shutil.copy(ROOT/'.ci'/'run', clone/'.ci')
+    (clone/'tools'/'test.sh').write_text('echo "$PWD|$*|${CHRONOMEM_DATA-unset}|${CHRONOMEM_VENV-unset}|$(ls)" >> "$LOG"\n[ -z "$*" ] || exit 3\n')
+    (clone/'a b.txt').write_text('x')
+    for cmd in (['init', '-q'], ['add', '-A']): subprocess.run(['git', *cmd], cwd=clone, check=True)
+    (clone/'stray').touch()
+    r = sh(tmp_path, str(clone/'.ci'/'run'), LOG=str(tmp_path/'log'), CHRONOMEM_DATA='/x', TMPDIR=str(tmp_path))
+    assert r.returncode == 3, r.stderr                                  # the second part's verdict counts
+    first, second = [l.split('|') for l in (tmp_path/'log').read_text().replace('\ntools', ' tools').replace('\nstray', ' stray').splitlines()]
+    assert first[1:4] == ['', 'unset', 'unset'] and first[4] == 'a b.txt tools' and first[0].endswith('/clone/chronomem') and not Path(first[0]).exists()
+    assert second[:4] == [str(clone), '--no-install --data', '/x', first[0] + '/.venv']

@@ -1,9 +1,15 @@
 # Makes .venv if there is none, installs chronomem into it and activates it.
 # Usage: source tools/setup.sh base|dev      `dev` adds what tests and docs need
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-extra=""; [ "$1" != dev ] || extra=dev
+extra=""; [ "${1:-}" != dev ] || extra=dev
 cd "$root"
-[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+# `activate` is what venv writes last: without it a venv was left half made
+if [ ! -e .venv/bin/activate ]; then
+  python="${PYTHON:-python3}"
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "chronomem needs Python 3.11 or newer, got $("$python" --version 2>&1 || true); name another one with PYTHON=..." >&2; return 1; }
+  "$python" -m venv --clear .venv
+fi
 . .venv/bin/activate
 stamp=".venv/installed${extra:+-$extra}"
 if [ ! -e "$stamp" ] || [ -n "$(find setup.py settings.ini constraints.txt -newer "$stamp")" ]; then

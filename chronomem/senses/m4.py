@@ -7,7 +7,7 @@ __all__ = ['M4Token', 'Schema', 'default_schemas', 'write_jsonl', 'read_jsonl', 
            'age_features', 'M4InputEncoder']
 
 # %% ../../nbs/10_m4.ipynb #imports
-import base64, difflib, hashlib, json, math, numbers
+import base64, codecs, difflib, hashlib, json, math, numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -155,7 +155,8 @@ def from_json(cls:M4Token,
     line:str  # JSON written by `to_json`
 ) -> M4Token:
     "The token back, checked; anything else is a `ValueError` or `TypeError`"
-    d = json.loads(line, parse_constant=_no_constant)
+    try: d = json.loads(line, parse_constant=_no_constant)
+    except RecursionError: raise ValueError('token: nested too deeply to be one') from None
     if not isinstance(d, dict): raise TypeError(f'token: expected a JSON object, got {type(d).__name__}')
     for k in d.keys() - {f.name for f in fields(cls)}: _unknown('token', k, [f.name for f in fields(cls)])
     for k in ('modality', 'source', 'timestamp'):
@@ -177,11 +178,12 @@ def read_jsonl(
     strict:bool=True  # Raise at the first damaged line
 ):                    # Tokens; with `strict=False` (tokens, list of (line number, problem))
     "Read tokens back"
-    tokens, errors = [], []
-    for n, line in enumerate(Path(path).read_bytes().split(b'\n'), 1):
+    tokens, errors, raw = [], [], Path(path).read_bytes()
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)): raise ValueError(f'{path}: expected UTF-8, got UTF-16; save it as UTF-8')
+    for n, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b'\n'), 1):
         if not line.strip(): continue
         try: tokens.append(M4Token.from_json(line.decode()))
-        except (ValueError, TypeError, AttributeError, RecursionError) as e:
+        except (ValueError, TypeError) as e:
             if strict: raise ValueError(f'{path}, line {n}: {e}') from e
             errors.append((n, str(e)))
     return tokens if strict else (tokens, errors)

@@ -6,7 +6,7 @@
 __all__ = ['Raw', 'Source', 'ended', 'paced', 'merge', 'AudioFile', 'Watchdog', 'RawRing']
 
 # %% ../../nbs/13_sources.ipynb #imports
-import heapq, math, re, threading
+import heapq, io, math, re, threading
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +15,7 @@ import numpy as np, soundfile as sf, torch
 from fastcore.basics import patch
 from scipy.signal import firwin, resample_poly
 from ..core import ManualClock, WallClock
-from .audio import AudioConfig
+from .audio import AudioConfig, to_mono
 
 # %% ../../nbs/13_sources.ipynb #raw
 @dataclass(eq=False)
@@ -84,34 +84,116 @@ def _regular(path):
     if not path.stat().st_size: raise ValueError(f'{path}: the file is empty')
     return path
 
+# %% ../../nbs/13_sources.ipynb #streamed
+def _whole_chunks(f, end):
+    "Do named chunks fill the file from here to its end?"
+    while f.tell() < end:
+        h = f.read(8)
+        if len(h) < 8 or not all(32 <= b < 127 for b in h[:4]): return False
+        size = int.from_bytes(h[4:], 'little')
+        f.seek(size + size % 2, 1)
+    return f.tell() <= end + 1
+
+def _zero_length(path):
+    "Where in a wav the length of its samples stands, if that says zero and samples follow; else None"
+    with open(path, 'rb') as f:
+        if f.read(4) != b'RIFF': return None
+        f.seek(12)
+        while len(h := f.read(8)) == 8:
+            size, at = int.from_bytes(h[4:], 'little'), f.tell()
+            if h[:4] == b'data': return None if size or _whole_chunks(f, path.stat().st_size) else at - 4
+            f.seek(size + size % 2, 1)
+
+class _Lengthless(io.FileIO):
+    "A file of which four bytes read as the largest number"
+    def __init__(self, path, at): super().__init__(path); self.at = at
+    def readinto(self, buffer):
+        start, n = self.tell(), super().readinto(buffer)
+        for i in range(max(start, self.at), min(start + n, self.at + 4)): memoryview(buffer).cast('B')[i-start] = 255
+        return n
+
+class _Streamed(sf.SoundFile):
+    "A sound file of unknown length, read in order up to its end"
+    def __init__(self, path, at=None):
+        self.bytes = open(path, 'rb') if at is None else _Lengthless(path, at)
+        super().__init__(self.bytes)
+    def seekable(self): return False
+    def close(self): super().close(); self.bytes.close()
+
+# %% ../../nbs/13_sources.ipynb #open-sound
+_UNKNOWN = 1 << 60
+
+def _endless(f): return re.search('end-of-stream|junk after the last page', f.extra_info, re.I)  # an ogg without its last page, or with a part of it
+
+def _sound(path):
+    f = sf.SoundFile(str(path))
+    at = None if f.frames else _zero_length(path)
+    if at is None and f.frames < _UNKNOWN: return f
+    f.close()
+    return _Streamed(path, at)
+
 def _open(path):
-    try: f = sf.SoundFile(str(_regular(path)))
+    path = _regular(path)
+    try: f = _sound(path)
     except (RuntimeError, TypeError) as e: raise ValueError(f'{path}: not a sound file that can be read ({e})') from None
     if 8000 <= f.samplerate <= 192_000 and 1 <= f.channels <= 32 and f.frames > 0: return f
+    cut = '; the file is cut off' if _endless(f) else ''
     f.close()
-    raise ValueError(f'{path}: expected 8000 to 192000 Hz, 1 to 32 channels and some samples, got {f.samplerate} Hz, {f.channels} and {f.frames}')
+    raise ValueError(f'{path}: expected 8000 to 192000 Hz, 1 to 32 channels and some samples, got {f.samplerate} Hz, {f.channels} and {f.frames}{cut}')
 
 # %% ../../nbs/13_sources.ipynb #report
 _TOP = {'PCM_U8': 127/128, 'PCM_S8': 127/128}
 
-def _mended(blocks, report, top=32767/32768):
-    "Mono blocks without NaN and infinity; what was found is added up in the report"
+def _trouble(report, text):
+    "Add a sentence to the report's problem, once"
+    if text not in report['problem']: report['problem'] = '; '.join(filter(None, [report['problem'], text]))
+
+def _finite(blocks, report, top):
+    "Blocks without NaN and infinity; what was found is added up in the report"
     n, nan, clipped = 0, 0, 0
     for x in blocks:
         bad = ~np.isfinite(x)
         x = np.where(bad, 0, x)
         n, nan, clipped = n+x.size, nan+int(bad.sum()), clipped+int((np.abs(x) >= top).sum())
         report.update(nan=nan, clipped=clipped/n, peak=max(report['peak'], float(np.abs(x).max())), read=report['read']+len(x)/report['rate'])
-        yield x.clip(-1, 1).mean(1)
+        yield x.clip(-1, 1)
+
+def _mended(blocks, report, top=32767/32768):
+    "Mono blocks of finite samples, and a report of what was mended"
+    n, bad = 0, 0
+    for x, opposed in to_mono(_finite(blocks, report, top)):
+        n, bad = n+len(x), bad+opposed*len(x)
+        report['opposed'] = bad/n
+        if opposed: _trouble(report, 'channels cancel each other, and where they do the loudest is taken')
+        yield x
 
 # %% ../../nbs/13_sources.ipynb #decode
+_SAID = re.compile(r'^\s*(?:data|SSND|riff|Riff size|Data Size) *: (-?\d+)(?: \(should be (\d+)\))?', re.M)
+
+def _no_length(said):
+    "Is this number of bytes what programs write that don't know it?"
+    return said < 0 or any(top - 8192 <= said <= top for top in (1 << 31, (1 << 32) - 1))
+
+def _check_length(f, path, report):
+    "What the header tells of its length"
+    said = [(int(a), b) for a, b in _SAID.findall(f.extra_info) if b or int(a) < 0]
+    if f.frames >= _UNKNOWN or any(_no_length(a) for a, _ in said):
+        return _trouble(report, f'{path}: streamed: its header names no length, so it was read to the end of the file')
+    short = [(a, int(b)) for a, b in said if int(b) < a]
+    if short: _trouble(report, '{}: cut off, {} of {} bytes are there'.format(path, *short[-1][::-1]))
+    if _endless(f): _trouble(report, f'{path}: its last page is missing or broken, so it was probably cut off')
+
 def _blocks(f, n, path, report):
     "Blocks [n, channels] until the file ends or can't be decoded any further"
-    data = re.search(r'data : (\d+) \(should be (\d+)\)', f.extra_info)
-    if data: report['problem'] = f'{path}: cut off, {int(data[2])} of {data[1]} bytes are there'
+    _check_length(f, path, report)
+    got, slack, of = 0, 1152*(f.format == 'MP3'), f' of {f.frames/f.samplerate:.2f}' if f.frames < _UNKNOWN else ''
     try:
-        while len(x := f.read(n, dtype='float32', always_2d=True)): yield x
-    except RuntimeError as e: report['problem'] = f'{path}: damaged or cut off after {f.tell()/f.samplerate:.2f} of {f.frames/f.samplerate:.2f} s ({e})'
+        while len(x := f.read(n, dtype='float32', always_2d=True)):
+            got += len(x)
+            yield x
+    except RuntimeError as e: return _trouble(report, f'{path}: damaged or cut off after {got/f.samplerate:.2f}{of} s ({e})')
+    if got + slack < f.frames < _UNKNOWN and 'cut off' not in report['problem']:
+        _trouble(report, f'{path}: cut off, {got/f.samplerate:.2f}{of} s are there')
 
 # %% ../../nbs/13_sources.ipynb #resample
 def _resampled(blocks, rate, to):
@@ -152,10 +234,10 @@ class AudioFile(Source):
         super().__init__(name or Path(path).name, clock)
         self.path, self.config = Path(path), config or AudioConfig()
         self.period = self.config.frame_ms/1000
-        with _open(path) as f: self.seconds = f.frames/f.samplerate
+        with _open(path) as f: self.seconds = f.frames/f.samplerate if f.frames < _UNKNOWN else math.inf
     def frames(self, t0):
         with _open(self.path) as f:
-            self.report = r = dict(rate=f.samplerate, channels=f.channels, subtype=f.subtype, read=0., nan=0, clipped=0., peak=0., problem='')
+            self.report = r = dict(rate=f.samplerate, channels=f.channels, subtype=f.subtype, read=0., nan=0, clipped=0., peak=0., opposed=0., problem='')
             mono = _mended(_blocks(f, f.samplerate//4, self.path, r), r, _TOP.get(f.subtype, 32767/32768))
             frames = _framed(_resampled(mono, f.samplerate, self.config.rate), self.config.frame)
             for i, x in enumerate(frames): yield self.raw(t0 + i*self.period, x)
