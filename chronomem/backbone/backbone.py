@@ -77,7 +77,7 @@ class Gather(nn.Module):
 # %% ../../nbs/50_backbone.ipynb #accept
 def _bare(lm): return lm.get_base_model() if hasattr(lm, 'get_base_model') else lm
 
-def _refuse(lm, why): raise ValueError(f'lm: {_bare(lm).config.model_type} ({type(_bare(lm)).__name__}) can\'t be given a memory: {why}')
+def _refuse(lm, why, what='be given a memory'): raise ValueError(f'lm: {_bare(lm).config.model_type} ({type(_bare(lm)).__name__}) can\'t {what}: {why}')
 
 def _accept(lm):
     "Refuse what is no causal LM, and adapters that can't be switched off"
@@ -90,7 +90,7 @@ def _accept(lm):
         if getattr(p, 'trainable_token_indices', None): _refuse(lm, f'adapter {name!r} trains token embeddings (trainable_token_indices), expected none')
 
 # %% ../../nbs/50_backbone.ipynb #probe-ids
-def _probe_ids(lm, n=8):
+def _probe_ids(lm, n=7):
     "Two rows of ordinary token ids that differ in the last"
     c, V = _bare(lm).config, lm.get_input_embeddings().weight.shape[0]
     special = {v for d in (c, c.get_text_config(decoder=True)) for k, v in d.to_dict().items() if k.endswith(('token_id', 'token_index')) and isinstance(v, int)}
@@ -145,9 +145,11 @@ def _examine(self):
         self._body = fed[0] if fed else bare.base_model_prefix
         self._pos = 'position_ids' in inspect.signature(self.body.forward).parameters
         self.pads, mask = True, torch.ones_like(ids)
-        h = _attempt(lm, 'its decoder alone', lambda: self.hidden(emb, mask).last_hidden_state)
+        for self._first in dict.fromkeys((0, (getattr(bare.config, 'pad_token_id', 0) or 0) + 1)):
+            h = _attempt(lm, 'its decoder alone', lambda: self.hidden(emb, mask).last_hidden_state)
+            if _alike(_attempt(lm, 'its LM head alone', lambda: self.head(h)), own, exact): break
+        else: _refuse(lm, 'hidden states don\'t make the logits that the whole model makes')
         self.width = h.shape[-1]
-        if not _alike(_attempt(lm, 'its LM head alone', lambda: self.head(h)), own, exact): _refuse(lm, 'hidden states don\'t make the logits that the whole model makes')
         more, dead = torch.cat([emb[:, -3:], emb], 1), torch.cat([mask[:, :3]*0, mask], 1)
         try: self.pads = _alike(self.head(self.hidden(more, dead).last_hidden_state[:, 3:]), own, exact)
         except Exception: self.pads = False
@@ -269,11 +271,13 @@ def checkpointed(self:MemoryLM):
     "Does the language model run layers twice to save memory? It can't use a cache then"
     return self.lm.training and getattr(self.bare, 'is_gradient_checkpointing', False)
 
+def _positions(self, mask): return (mask.cumsum(1)-1).clamp(min=0) + self._first
+
 @patch
 def hidden(self:MemoryLM, emb, mask, past=None, keep=False):
     "Run the decoder on [N,L,d] after a cache of P tokens, mask [N,P+L]; positions count live tokens only"
     if not self.pads and not mask.all(): return _row_by_row(self, emb, mask)
-    kw = dict(position_ids=(mask.cumsum(1)-1).clamp(min=0)[:, -emb.shape[1]:]) if self._pos else {}
+    kw = dict(position_ids=_positions(self, mask)[:, -emb.shape[1]:]) if self._pos else {}
     if past is not None: kw['past_key_values'] = past
     if self.checkpointed() and torch.is_grad_enabled() and not emb.requires_grad: emb = emb.detach().requires_grad_()
     return self.body(inputs_embeds=emb, attention_mask=mask, use_cache=keep or past is not None, **kw)
@@ -414,9 +418,11 @@ def _pad_id(g):
     e = g.eos_token_id
     return (e[0] if isinstance(e, (list, tuple)) else e) or 0 if g.pad_token_id is None else g.pad_token_id
 
-def _generate_rows(self, emb, mask, kw):
-    "New tokens for models that take no padding: each row alone"
-    new = [self.lm.generate(inputs_embeds=e[k][None], attention_mask=k[None].long(), **kw)[0] for e, k in zip(emb, mask.bool())]
+def _generate_rows(self, emb, mask, **kw):
+    "New tokens where padding can't be told to the model: each row alone"
+    told = lambda k: dict(position_ids=_positions(self, k)) if 'position_ids' in inspect.signature(self.bare.forward).parameters and self._pos else {}
+    rows = [(e[k.bool()][None], k[k.bool()][None]) for e, k in zip(emb, mask)]
+    new = [self.lm.generate(inputs_embeds=e, attention_mask=k, **told(k), **kw)[0] for e, k in rows]
     return nn.utils.rnn.pad_sequence(new, batch_first=True, padding_value=kw['pad_token_id'])
 
 @patch
@@ -432,8 +438,12 @@ def generate(self:MemoryLM,
     self.check(ids, mask)
     emb, mask, _ = self.prompt(ids, mask, soft, soft_mask)
     n, kw = int(mask.sum(1).max()), {'pad_token_id': _pad_id(self.bare.generation_config), **kw}
-    if not self.pads and not mask[:, -n:].all(): return _generate_rows(self, emb, mask, kw)
-    return self.lm.generate(inputs_embeds=emb[:, -n:], attention_mask=mask[:, -n:], streamer=streamer, **kw)
+    emb, mask = emb[:, -n:], mask[:, -n:]
+    told = self._pos and 'position_ids' in inspect.signature(self.bare.forward).parameters
+    if 'inputs_embeds' not in inspect.signature(self.bare.prepare_inputs_for_generation).parameters: _refuse(self.lm, 'generate of transformers takes no embeddings for it', 'generate')
+    if not mask.all() and not (self.pads and (told or not self._pos)): return _generate_rows(self, emb, mask, streamer=streamer, **kw)
+    if told: kw['position_ids'] = _positions(self, mask)
+    return self.lm.generate(inputs_embeds=emb, attention_mask=mask, streamer=streamer, **kw)
 
 # %% ../../nbs/50_backbone.ipynb #saved
 @dataclass
