@@ -36,7 +36,8 @@ def family_of(
     "The family of a model"
     lm = lm.get_base_model() if hasattr(lm, 'get_base_model') else lm
     if lm.config.model_type in FAMILIES: return FAMILIES[lm.config.model_type]
-    linear = {n.split('.')[-1] for n, m in lm.named_modules() if type(m) in (torch.nn.Linear, Conv1D)}
+    layers = getattr(lm.base_model, 'layers', lm)
+    linear = {n.split('.')[-1] for n, m in layers.named_modules() if type(m) in (torch.nn.Linear, Conv1D)}
     usual = [t for t in (('q_proj', 'v_proj'), ('in_proj',)) if linear.issuperset(t)] + ['all-linear']
     t = PEFT_TARGETS.get(lm.config.model_type, usual[0])
     return Family(lm.config.model_type, t if isinstance(t, str) else tuple(t), False)
