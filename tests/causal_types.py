@@ -78,7 +78,7 @@ def build(name, dtype=torch.float32):
                     if not p.isfinite().all() or p.abs().max() > 1e4: p.normal_(std=.02)
                 lm(input_ids=batch(lm)[0])
             g = lm.generation_config
-            g.eos_token_id = g.bos_token_id = None; g.pad_token_id = 0
+            g.eos_token_id = g.bos_token_id = g.forced_eos_token_id = None; g.pad_token_id = 0
             return lm.to(dtype)
         except Exception as e: why.append(f'{type(e).__name__}: {str(e).strip().splitlines()[0][:120] if str(e) else ""}')
     raise RuntimeError(why[0])
@@ -122,7 +122,9 @@ def _generates(lm, m, soft):
     own = lm.generate(input_ids=ids, attention_mask=torch.ones_like(mask), **kw)[:, ids.shape[1]:]
     if m._first: own = greedy(m, ids, torch.ones_like(mask), (), 4)   # transformers' own generation counts positions from 0, where its forward pass doesn't
     ask(torch.equal(m.generate(ids, torch.ones_like(mask), **kw), own), 'generation with an empty memory')
+    if not torch.equal(own, greedy(m, ids, torch.ones_like(mask), (), 4)): return 'its own generation differs from its forward pass'
     ask(torch.equal(m.generate(ids, mask, *soft, **kw), greedy(m, ids, mask, soft, 4)), 'generation with a memory')
+    return ''
 
 def _learns(lm, m, soft):
     ids, mask = batch(lm); y = ids.masked_fill(mask == 0, -100)
@@ -155,10 +157,10 @@ def examine(name):
         for _ in range(2): state, _ = m.step(state, ids, mask, gate='always')
     soft = [r.detach() for r in m.memory.read(state)]
     _same_as_itself(lm, m, soft); _learns(lm, m, soft)
-    try: _generates(lm, m, soft); why = ''
-    except ValueError as e: why = str(e)
+    try: why = _generates(lm, m, soft)
+    except ValueError as e: why = f'generate refuses: {e}'
     _adapts(lm)
-    return 'exact', '; '.join(filter(None, ['' if m.pads else 'rows run one at a time', '' if m._pads_new or why or not m.pads else 'generates row by row', 'generate counts positions as forward does' if m._first and not why else '', why and f'generate refuses: {why}']))
+    return 'exact', '; '.join(filter(None, ['' if m.pads else 'rows run one at a time', '' if m._pads_new or why or not m.pads else 'generates row by row', 'generate counts positions as forward does' if m._first and not why else '', why]))
 
 def main(names):
     warnings.simplefilter('ignore')
