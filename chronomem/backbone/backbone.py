@@ -282,7 +282,7 @@ def _row_by_row(self, emb, mask):
 @patch
 def checkpointed(self:MemoryLM):
     "Does the language model run layers twice to save memory? It can't use a cache then"
-    return self.lm.training and getattr(self.bare, 'is_gradient_checkpointing', False)
+    return self.lm.training and any(getattr(m, 'gradient_checkpointing', False) for m in self.bare.modules())
 
 def _positions(self, mask): return (mask.cumsum(1)-1).clamp(min=0) + self._first
 
