@@ -364,3 +364,14 @@ def test_pickled_backbones_are_refused(tmp_path):
     add_memory(tiny_lm(), SMALL, train_backbone=True).save_pretrained(tmp_path)
     f = tmp_path/'backbone'/'model.safetensors'; torch.save(tiny_lm().state_dict(), f.with_name('pytorch_model.bin')); f.unlink()
     with pytest.raises(StateError, match='backbone'): MemoryLM.from_pretrained(tmp_path)
+
+@pytest.mark.parametrize('bits', [4, 8])
+def test_bitsandbytes(bits, tmp_path):
+    pytest.importorskip('bitsandbytes')
+    from transformers import BitsAndBytesConfig
+    tiny_lm(d=64).save_pretrained(tmp_path/'lm')
+    def lm(): return AutoModelForCausalLM.from_pretrained(tmp_path/'lm', quantization_config=BitsAndBytesConfig(**{f'load_in_{bits}bit': True})).eval()
+    m = tuned(lm()); ids, mask = batch(); g = _grads(m, ids, mask)
+    assert g['mem'].any() and any('lora_B' in n and v.any() for n, v in g.items())
+    m.save_pretrained(tmp_path/'m'); back = MemoryLM.from_pretrained(tmp_path/'m', lm())
+    with torch.no_grad(): assert not (tmp_path/'m'/'backbone').exists() and torch.equal(back.logits(ids, mask), m.logits(ids, mask))
