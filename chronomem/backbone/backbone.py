@@ -202,6 +202,58 @@ class MemoryLM(nn.Module):
         "The decoder without its LM head"
         return self.bare.get_submodule(self._body)
 
+# %% ../../nbs/50_backbone.ipynb #hidden
+def _row_by_row(self, emb, mask):
+    "The decoder for models that take no padding: each row's live tokens alone"
+    rows = [(i, k) for i, k in enumerate(mask.bool()) if k.any()]
+    hs = [self.hidden(emb[i:i+1, k], mask[i:i+1, k]).last_hidden_state[0] for i, k in rows]
+    out = hs[0].new_zeros(*mask.shape, self.width)
+    for (i, k), h in zip(rows, hs): out = out.index_put((torch.full_like(k.nonzero()[:, 0], i), k.nonzero()[:, 0]), h)
+    return BaseModelOutput(last_hidden_state=out)
+
+@patch
+def checkpointed(self:MemoryLM):
+    "Does the language model run layers twice to save memory? It can't use a cache then"
+    return self.lm.training and any(getattr(m, 'gradient_checkpointing', False) for m in self.bare.modules())
+
+def _positions(self, mask): return (mask.cumsum(1)-1).clamp(min=0) + self._first
+
+@patch
+def hidden(self:MemoryLM, emb, mask, past=None, keep=False):
+    "Run the decoder on [N,L,d] after a cache of P tokens, mask [N,P+L]; positions count live tokens only"
+    if not self.pads and not mask.all(): return _row_by_row(self, emb, mask)
+    kw = dict(position_ids=_positions(self, mask)[:, -emb.shape[1]:]) if self._pos else {}
+    if past is not None: kw['past_key_values'] = past
+    if self.checkpointed() and torch.is_grad_enabled() and not emb.requires_grad: emb = emb.detach().requires_grad_()
+    return self.body(inputs_embeds=emb.clone(), attention_mask=mask, use_cache=keep or past is not None, **kw)
+
+# %% ../../nbs/50_backbone.ipynb #head
+class _Given(tuple):
+    "A decoder's output that holds hidden states and nothing else"
+    last_hidden_state = property(lambda self: self[0])
+    def __getattr__(self, name):
+        if name.startswith('_'): raise AttributeError(name)
+
+def _shallow(m, forward=None):
+    "A module of its own with the same parts, without hooks"
+    c = copy.copy(m)
+    c._modules = dict(m._modules)
+    for k in ('_forward_hooks', '_forward_pre_hooks', '_forward_hooks_with_kwargs', '_forward_pre_hooks_with_kwargs'): c.__dict__[k] = type(getattr(m, k))()
+    c.__dict__.pop('forward', None)
+    if forward: c.__dict__['forward'] = forward
+    return c
+
+@patch
+def head(self:MemoryLM, h):
+    "Logits of hidden states [...,d], made by the model's own forward pass"
+    given = _Given((h.reshape(1, -1, h.shape[-1]),))
+    *around, last = self._body.split('.')
+    top = at = _shallow(self.bare)
+    for name in around: at._modules[name] = at = _shallow(at._modules[name])
+    at._modules[last] = _shallow(at._modules[last], lambda *a, **k: given)
+    y = top(inputs_embeds=given[0], use_cache=False, return_dict=True).logits
+    return y.reshape(*h.shape[:-1], -1).float()
+
 # %% ../../nbs/50_backbone.ipynb #plain
 _OFF = contextvars.ContextVar('chronomem_adapters_off', default=())  # keys of language models whose adapters are off here
 
@@ -273,31 +325,6 @@ def prompt(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
         emb, mask = torch.cat([soft.to(emb), emb], 1), torch.cat([soft_mask.long(), mask], 1)
     return compact(emb, mask)
 
-# %% ../../nbs/50_backbone.ipynb #hidden
-def _row_by_row(self, emb, mask):
-    "The decoder for models that take no padding: each row's live tokens alone"
-    rows = [(i, k) for i, k in enumerate(mask.bool()) if k.any()]
-    hs = [self.hidden(emb[i:i+1, k], mask[i:i+1, k]).last_hidden_state[0] for i, k in rows]
-    out = hs[0].new_zeros(*mask.shape, self.width)
-    for (i, k), h in zip(rows, hs): out = out.index_put((torch.full_like(k.nonzero()[:, 0], i), k.nonzero()[:, 0]), h)
-    return BaseModelOutput(last_hidden_state=out)
-
-@patch
-def checkpointed(self:MemoryLM):
-    "Does the language model run layers twice to save memory? It can't use a cache then"
-    return self.lm.training and any(getattr(m, 'gradient_checkpointing', False) for m in self.bare.modules())
-
-def _positions(self, mask): return (mask.cumsum(1)-1).clamp(min=0) + self._first
-
-@patch
-def hidden(self:MemoryLM, emb, mask, past=None, keep=False):
-    "Run the decoder on [N,L,d] after a cache of P tokens, mask [N,P+L]; positions count live tokens only"
-    if not self.pads and not mask.all(): return _row_by_row(self, emb, mask)
-    kw = dict(position_ids=_positions(self, mask)[:, -emb.shape[1]:]) if self._pos else {}
-    if past is not None: kw['past_key_values'] = past
-    if self.checkpointed() and torch.is_grad_enabled() and not emb.requires_grad: emb = emb.detach().requires_grad_()
-    return self.body(inputs_embeds=emb.clone(), attention_mask=mask, use_cache=keep or past is not None, **kw)
-
 # %% ../../nbs/50_backbone.ipynb #encode
 @patch
 def features(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
@@ -343,33 +370,6 @@ def predict(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
     n = int(mask.sum(1).max())  # columns dead in every row cost nothing
     at = (order.argsort(1)[:, -ids.shape[1]:] - (mask.shape[1]-n)).clamp(min=0)
     return self.hidden(emb[:, -n:], mask[:, -n:]).last_hidden_state.gather(1, at[..., None].expand(-1, -1, self.width))
-
-# %% ../../nbs/50_backbone.ipynb #head
-class _Given(tuple):
-    "A decoder's output that holds hidden states and nothing else"
-    last_hidden_state = property(lambda self: self[0])
-    def __getattr__(self, name):
-        if name.startswith('_'): raise AttributeError(name)
-
-def _shallow(m, forward=None):
-    "A module of its own with the same parts, without hooks"
-    c = copy.copy(m)
-    c._modules = dict(m._modules)
-    for k in ('_forward_hooks', '_forward_pre_hooks', '_forward_hooks_with_kwargs', '_forward_pre_hooks_with_kwargs'): c.__dict__[k] = type(getattr(m, k))()
-    c.__dict__.pop('forward', None)
-    if forward: c.__dict__['forward'] = forward
-    return c
-
-@patch
-def head(self:MemoryLM, h):
-    "Logits of hidden states [...,d], made by the model's own forward pass"
-    given = _Given((h.reshape(1, -1, h.shape[-1]),))
-    *around, last = self._body.split('.')
-    top = at = _shallow(self.bare)
-    for name in around: at._modules[name] = at = _shallow(at._modules[name])
-    at._modules[last] = _shallow(at._modules[last], lambda *a, **k: given)
-    y = top(inputs_embeds=given[0], use_cache=False, return_dict=True).logits
-    return y.reshape(*h.shape[:-1], -1).float()
 
 # %% ../../nbs/50_backbone.ipynb #check
 @patch
