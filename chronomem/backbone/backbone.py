@@ -246,13 +246,13 @@ def _shallow(m, forward=None):
 @patch
 def head(self:MemoryLM, h):
     "Logits of hidden states [...,d], made by the model's own forward pass"
-    given = _Given((h.reshape(1, -1, h.shape[-1]),))
+    given = _Given((h.reshape(1, h.shape[:-1].numel(), h.shape[-1]),))
     *around, last = self._body.split('.')
     top = at = _shallow(self.bare)
     for name in around: at._modules[name] = at = _shallow(at._modules[name])
     at._modules[last] = _shallow(at._modules[last], lambda *a, **k: given)
     y = top(inputs_embeds=given[0], use_cache=False, return_dict=True).logits
-    return y.reshape(*h.shape[:-1], -1).float()
+    return y.reshape(*h.shape[:-1], y.shape[-1]).float()
 
 # %% ../../nbs/50_backbone.ipynb #plain
 _OFF = contextvars.ContextVar('chronomem_adapters_off', default=())  # keys of language models whose adapters are off here
@@ -419,8 +419,8 @@ def answers(self:MemoryLM, ids, mask, labels, soft=None, soft_mask=None):
     _fit('labels', labels, *ids.shape)
     h, y = self.predict(ids, mask, soft, soft_mask)[:, :-1], labels[:, 1:]
     k = y != -100
+    if not k.any(): raise ValueError('labels: expected at least one that is not -100, after the first column')
     logits = self.head(h[k])
-    if not len(logits): raise ValueError('labels: expected at least one that is not -100, after the first column')
     return k, F.cross_entropy(logits, y[k], reduction='none'), logits.argmax(-1) == y[k]
 
 @patch
