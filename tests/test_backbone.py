@@ -1,11 +1,12 @@
 "What notebooks 50_backbone and 51_families can't show: kinds of models outside the table, sliding windows, other dtypes, damaged directories, a real model."
-import json, os, subprocess, sys, warnings
+import copy, json, os, subprocess, sys, threading, warnings
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from chronomem.backbone.backbone import MemoryConfig, MemoryLM, SavedMemory, backbone_ref, compact
 from chronomem.backbone.families import FAMILIES, add_memory, family_of, has_smollm2, load_lm, tiny_lm
 from chronomem.core import StateError, seed_all
 from chronomem.ladder.ladder import LadderConfig
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 SMALL = MemoryConfig(ladder=LadderConfig.of(3, dims=(16, 16, 16), slots=(2, 1, 1), hidden=16))
@@ -243,3 +244,134 @@ def test_gather_and_calibration(family, tmp_path):
     assert torch.equal(back.encode(ids, mask), m.encode(ids, mask)) and torch.equal(back.spread, m.spread)
     grads = torch.autograd.grad(m.encode(ids, mask).pow(2).sum(), [p for n, p in m.gather.named_parameters() if 'query' not in n and 'key' not in n and 'norms.0' not in n and 'norms.1' not in n])
     assert all(g.abs().sum() > 0 for g in grads)
+
+def tuned(lm=None, **kw):
+    "A model whose adapters do something"
+    m = add_memory(lm or tiny_lm(), SMALL, lora_r=2, **kw).eval(); seed_all(5)
+    for n, p in m.lm.named_parameters():
+        if 'lora_B' in n: torch.nn.init.normal_(p)
+    return m
+
+def test_a_write_in_one_thread_leaves_answers_of_another_alone():
+    m = tuned(); ids, mask = batch(); wrong, go = [], threading.Barrier(3)
+    with torch.no_grad():
+        wrote, said, new = m.encode(ids, mask), m.logits(ids, mask), m.generate(ids, mask, max_new_tokens=4, do_sample=False)
+    def run(f, want):
+        go.wait()
+        with torch.no_grad():
+            for _ in range(30): wrong.append(not torch.equal(f(), want))
+    jobs = [threading.Thread(target=run, args=a) for a in ((lambda: m.encode(ids, mask), wrote), (lambda: m.logits(ids, mask), said), (lambda: m.generate(ids, mask, max_new_tokens=4, do_sample=False), new))]
+    for j in jobs: j.start()
+    for j in jobs: j.join()
+    assert len(wrong) == 90 and not any(wrong)
+
+def test_plain_holds_for_its_thread_only():
+    m = tuned(); ids, mask = batch(); got = {}
+    with torch.no_grad():
+        on = m.logits(ids, mask)
+        with m.plain():
+            off = m.logits(ids, mask)
+            t = threading.Thread(target=lambda: got.update(on=m.logits(ids, mask).detach())); t.start(); t.join()
+            assert torch.equal(m.logits(ids, mask), off)
+    assert torch.equal(got['on'], on) and not torch.equal(on, off)
+
+def test_plain_survives_copies_and_what_users_do_with_adapters():
+    m = tuned(); ids, mask = batch()
+    with torch.no_grad():
+        on = m.logits(ids, mask)
+        with m.plain(): off = m.logits(ids, mask)
+        def same(m):
+            with m.plain(): a = m.logits(ids, mask)
+            return torch.equal(a, off) and torch.equal(m.logits(ids, mask), on)
+        twin = copy.deepcopy(m); assert same(twin)
+        with m.plain(): assert torch.equal(twin.logits(ids, mask), on)   # another model's adapters stay on
+        assert same(MemoryLM(m.lm, SMALL).eval())
+        with m.lm.disable_adapter(): assert torch.equal(m.logits(ids, mask), off)
+        assert same(m)
+        m.lm.base_model.disable_adapter_layers(); assert torch.equal(m.logits(ids, mask), off); m.lm.base_model.enable_adapter_layers(); assert same(m)
+        m.lm.add_adapter('other', m.lm.peft_config['default']); m.lm.set_adapter('other'); m.lm.set_adapter('default'); assert same(m)
+
+def _grads(m, ids, mask):
+    m.zero_grad(); y = ids.clone(); y[:, :-2] = -100
+    h = m.encode(ids, mask)
+    s, _ = m.memory.write(m.memory.init(3), h, gate='always')
+    (m.answer_loss(ids, mask, y, *m.memory.read(s))[0] + h.pow(3).mean()).backward()
+    return {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None}
+
+@pytest.mark.parametrize('family', ['llama', 'gpt2', 'gemma3_text'])
+@pytest.mark.parametrize('reentrant', [True, False])
+@pytest.mark.parametrize('train', ['adapters', 'backbone'])
+def test_gradient_checkpointing_gives_the_same_gradients(family, reentrant, train):
+    lm = tiny_lm(family, **{k: 0. for k in ('attn_pdrop', 'embd_pdrop', 'resid_pdrop') if family == 'gpt2'})
+    m = tuned(lm) if train == 'adapters' else add_memory(lm, SMALL, train_backbone=True)
+    m.train(); ids, mask = batch(); want = _grads(m, ids, mask)
+    m.bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=reentrant))
+    got = _grads(m, ids, mask)
+    assert got.keys() == want.keys() and any('lm.' in n for n in got) and 'mem' in got
+    for n, g in want.items(): assert (got[n]-g).abs().max() <= 1e-5*max(1, g.abs().max()), n
+
+def test_what_cannot_be_given_a_memory_is_named():
+    from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertLMHeadModel, BertModel, T5Config, T5ForConditionalGeneration
+    size = dict(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+    with pytest.raises(ValueError, match='bert.*later tokens.*causal'): MemoryLM(BertLMHeadModel(BertConfig(**size)), SMALL)
+    with pytest.raises(ValueError, match='bert.*LM head'): MemoryLM(BertModel(BertConfig(**size)), SMALL)
+    with pytest.raises(ValueError, match='t5.*encoder-decoder'): MemoryLM(T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=32, num_layers=1, d_ff=64, num_heads=4, d_kv=8)), SMALL)
+    with pytest.raises(ValueError, match='bart.*encoder-decoder'): MemoryLM(BartForConditionalGeneration(BartConfig(vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64)), SMALL)
+
+@pytest.mark.parametrize('config, word', [
+    (LoraConfig(target_modules=['q_proj'], bias='lora_only'), 'bias'), (LoraConfig(target_modules=['q_proj'], bias='all'), 'bias'),
+    (LoraConfig(target_modules=['q_proj'], trainable_token_indices=[1]), 'trainable_token_indices'), (PromptTuningConfig(task_type='CAUSAL_LM', num_virtual_tokens=2), 'virtual tokens')])
+def test_adapters_that_cannot_be_switched_off_are_refused(config, word):
+    with pytest.raises(ValueError, match=word): MemoryLM(get_peft_model(tiny_lm(), config), SMALL)
+
+@pytest.mark.parametrize('which', [['lm_head'], ['embed_tokens'], ['norm'], ['down_proj']])
+def test_modules_to_save_are_saved(which, tmp_path):
+    def lm(): return tiny_lm(tie_word_embeddings=False)
+    m = MemoryLM(get_peft_model(lm(), LoraConfig(task_type='CAUSAL_LM', r=2, target_modules=['q_proj'], modules_to_save=which)), SMALL).eval()
+    ids, mask = batch(); plain = MemoryLM(lm(), SMALL).eval()
+    for n, p in m.lm.named_parameters():
+        if p.requires_grad: p.data.add_(torch.randn(p.shape)*.1)
+    assert m.frozen() and backbone_ref(m.lm) == backbone_ref(lm())
+    with torch.no_grad(), m.plain(): assert torch.equal(m.logits(ids, mask), plain.logits(ids, mask))
+    m.save_pretrained(tmp_path); back = MemoryLM.from_pretrained(tmp_path, lm())
+    assert not (tmp_path/'backbone').exists()
+    assert torch.equal(back.logits(ids, mask), m.logits(ids, mask)) and torch.equal(back.encode(ids, mask), m.encode(ids, mask))
+    assert not torch.equal(m.logits(ids, mask), plain.logits(ids, mask))
+
+@pytest.mark.parametrize('family', ['llama', 'mamba', 'mamba2', 'gemma2', 'gpt2'])
+def test_bf16_under_a_memory_in_fp32(family):
+    m = tuned(tiny_lm(family).to(torch.bfloat16)); ids, mask = batch()
+    with torch.no_grad(), m.plain(): assert (m.logits(ids, mask*0+1)-m.bare(input_ids=ids).logits.float()).abs().max() < .05
+    g = _grads(m, ids, mask)
+    assert {'mem'} < g.keys() and all(v.isfinite().all() for v in g.values()) and any('lora_B' in n and v.any() for n, v in g.items())
+    _, soft = lived(m, ids, mask)
+    assert m.generate(ids, mask, *soft, max_new_tokens=2).shape == (3, 2)
+
+def test_quantised_tensors_have_a_fingerprint():
+    "Of the parts they are made of; a backbone that is quantised isn't stored"
+    from torch.testing._internal.two_tensor import TwoTensor
+    def lm(seed=0):
+        lm = tiny_lm(seed=seed); w = lm.model.layers[0].mlp.up_proj
+        w.weight = torch.nn.Parameter(TwoTensor(w.weight.data, w.weight.data.clone()), requires_grad=False)
+        return lm
+    assert backbone_ref(lm()).fingerprint == backbone_ref(lm()).fingerprint != backbone_ref(lm(1)).fingerprint
+
+def test_a_quantised_backbone_is_not_stored(tmp_path):
+    m = add_memory(tiny_lm(), SMALL); m.lm.is_quantized = True
+    with pytest.raises(StateError, match='quantised'): m.save_pretrained(tmp_path, backbone=True)
+
+def test_pickled_backbones_are_refused(tmp_path):
+    add_memory(tiny_lm(), SMALL, train_backbone=True).save_pretrained(tmp_path)
+    f = tmp_path/'backbone'/'model.safetensors'; torch.save(tiny_lm().state_dict(), f.with_name('pytorch_model.bin')); f.unlink()
+    with pytest.raises(StateError, match='backbone'): MemoryLM.from_pretrained(tmp_path)
+
+@pytest.mark.parametrize('bits', [4, 8])
+def test_bitsandbytes(bits, tmp_path):
+    pytest.importorskip('bitsandbytes')
+    from transformers import BitsAndBytesConfig
+    tiny_lm(d=64).save_pretrained(tmp_path/'lm')
+    def lm(): return AutoModelForCausalLM.from_pretrained(tmp_path/'lm', quantization_config=BitsAndBytesConfig(**{f'load_in_{bits}bit': True})).eval()
+    m = tuned(lm()); ids, mask = batch(); g = _grads(m, ids, mask)
+    assert g['mem'].any() and any('lora_B' in n and v.any() for n, v in g.items())
+    m.save_pretrained(tmp_path/'m'); back = MemoryLM.from_pretrained(tmp_path/'m', lm())
+    with torch.no_grad(): assert not (tmp_path/'m'/'backbone').exists() and torch.equal(back.logits(ids, mask), m.logits(ids, mask))

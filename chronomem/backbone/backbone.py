@@ -6,14 +6,16 @@
 __all__ = ['MemoryConfig', 'compact', 'Gather', 'MemoryLM', 'BackboneRef', 'SavedMemory', 'backbone_ref']
 
 # %% ../../nbs/50_backbone.ipynb #imports
-import contextlib, copy, inspect, warnings
+import contextlib, contextvars, copy, inspect, warnings
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput
 from ..core import Config, StateError, fingerprint, load_tensors, save_tensors
 from ..ladder.ladder import LadderConfig
 from ..ladder.recurrent import RecurrentMemory
@@ -73,6 +75,102 @@ class Gather(nn.Module):
         bias = self.near[..., ago].transpose(0, 1).masked_fill(mask[:, None, None] == 0, -1e4)
         return mem + self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
 
+# %% ../../nbs/50_backbone.ipynb #accept
+def _bare(lm): return lm.get_base_model() if hasattr(lm, 'get_base_model') else lm
+
+def _refuse(lm, why, what='be given a memory'): raise ValueError(f'lm: {_bare(lm).config.model_type} ({type(_bare(lm)).__name__}) can\'t {what}: {why}')
+
+def _accept(lm):
+    "Refuse what is no causal LM, and adapters that can't be switched off"
+    c = _bare(lm).config
+    if getattr(c, 'is_encoder_decoder', False): _refuse(lm, 'it is an encoder-decoder, expected a causal LM')
+    if lm.get_output_embeddings() is None and not _bare(lm).can_generate(): _refuse(lm, 'it has no LM head, expected a causal LM')
+    for name, p in (lm.peft_config if isinstance(lm, PeftModel) else {}).items():
+        if p.is_prompt_learning: _refuse(lm, f'adapter {name!r} is {p.peft_type.value}, whose virtual tokens can\'t be switched off; expected one like LoRA')
+        if getattr(p, 'bias', 'none') != 'none': _refuse(lm, f'adapter {name!r} trains biases of the language model itself (bias={p.bias!r}), expected bias=\'none\'')
+        if getattr(p, 'trainable_token_indices', None): _refuse(lm, f'adapter {name!r} trains token embeddings (trainable_token_indices), expected none')
+
+# %% ../../nbs/50_backbone.ipynb #probe-ids
+def _probe_ids(lm, n=7):
+    "Two rows of ordinary token ids that differ in the last"
+    c, V = _bare(lm).config, lm.get_input_embeddings().weight.shape[0]
+    special = {v for d in (c, c.get_text_config(decoder=True)) for k, v in d.to_dict().items() if k.endswith(('token_id', 'token_index')) and isinstance(v, int)}
+    plain = [i for i in range(min(V, 4096)) if i not in special]
+    pick = [plain[(7*i+3) % len(plain)] for i in range(n+1)]
+    return torch.tensor([pick[:n], pick[:n-1] + pick[n:]])
+
+@contextlib.contextmanager
+def _evaluated(lm):
+    "Context without gradients, dropout or changes to the caller's random numbers"
+    was = [m for m in lm.modules() if m.training]
+    with torch.no_grad(), torch.random.fork_rng([]):
+        torch.manual_seed(0); lm.eval()
+        try: yield
+        finally:
+            for m in was: m.training = True
+
+@contextlib.contextmanager
+def _fed(lm, emb):
+    "Context that names the submodules which are handed these embeddings, outermost first"
+    seen, off = [], []
+    def note(name): return lambda m, args, kw: seen.append(name) if kw.get('inputs_embeds') is emb else None  # None: the input stays as it is
+    try:
+        for n, m in lm.named_modules():
+            if n: off.append(m.register_forward_pre_hook(note(n), with_kwargs=True))
+        yield seen
+    finally:
+        for h in off: h.remove()
+
+# %% ../../nbs/50_backbone.ipynb #examine
+def _alike(a, b, exact):
+    "Are logits the same up to rounding?"
+    tol = (torch.finfo(a.dtype).eps if exact else 2**-7)**.5
+    return bool((a.float()-b.float()).abs().max() <= tol*b.float().abs().max().clamp(min=1e-3))
+
+def _attempt(lm, what, f):
+    "What `f` gives, or a refusal that names what was tried"
+    try: return f()
+    except Exception as e: _refuse(lm, f'{what} ended in {type(e).__name__}: {str(e).strip()[:200]}')
+
+def _indexed(c):
+    "Does attention pick its tokens from a list that dead tokens can displace, in prompts longer than these?"
+    t = c.get_text_config(decoder=True)
+    return any(getattr(t, k, None) for k in ('index_topk', 'index_n_heads', 'index_head_dim')) or any('index' in str(k) or 'compress' in str(k) for k in getattr(t, 'layer_types', None) or ())
+
+def _generation_pads(self, emb, more, dead, exact):
+    "Do dead tokens in front change nothing in generation, whose later steps count by the cache?"
+    def new(e, k): return torch.stack(self._generate(e, k, max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True).logits)
+    try: return _alike(new(more, dead), new(emb, dead[:, 3:]), exact)
+    except Exception: return False
+
+def _examine(self):
+    "Find the decoder, its width and how it takes padding; refuse a model with which a memory would be wrong"
+    lm, bare = self.lm, self.bare
+    exact, ids = not getattr(bare, 'is_quantized', False), _probe_ids(lm).to(lm.get_input_embeddings().weight.device)
+    with _evaluated(lm):
+        emb = lm.get_input_embeddings()(ids)
+        own = _attempt(lm, 'a pass over ids', lambda: bare(input_ids=ids).logits)
+        if own.shape[:2] != ids.shape: _refuse(lm, f'its logits have shape {list(own.shape)}, expected one row per token, {[*ids.shape, "V"]}')
+        if not _alike(own[0, :-1], own[1, :-1], exact): _refuse(lm, 'later tokens change earlier predictions, expected a causal LM')
+        given = emb.clone()
+        with _fed(bare, given) as fed: fed_in = _attempt(lm, 'a pass over embeddings', lambda: bare(inputs_embeds=given).logits)
+        if not _alike(fed_in, own, exact): _refuse(lm, 'embeddings don\'t make the logits that their token ids make; it needs the ids themselves')
+        self._body = fed[0] if fed else bare.base_model_prefix
+        self._pos = 'position_ids' in inspect.signature(self.body.forward).parameters
+        self.pads, mask = True, torch.ones_like(ids)
+        for self._first in dict.fromkeys((0, (getattr(bare.config, 'pad_token_id', 0) or 0) + 1)):
+            h = _attempt(lm, 'its decoder alone', lambda: self.hidden(emb, mask).last_hidden_state)
+            if _alike(_attempt(lm, 'its LM head alone', lambda: self.head(h)), own, exact): break
+        else: _refuse(lm, 'hidden states don\'t make the logits that the whole model makes')
+        self.width = h.shape[-1]
+        more, dead = torch.cat([emb[:, -3:]*.9, emb], 1), torch.cat([mask[:, :3]*0, mask], 1)
+        _attempt(lm, 'a pass over vectors that are no words', lambda: self.hidden(more, dead*0+1))
+        try: self.pads = not _indexed(bare.config) and _alike(self.head(self.hidden(more, dead).last_hidden_state[:, 3:]), own, exact)
+        except Exception: self.pads = False
+        self.prefix_cache, self._told = self.prefix_cache and self.pads, self._pos and 'position_ids' in inspect.signature(bare.forward).parameters
+        usual = self._told and type(bare).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation
+        self._pads_new = self.pads and (usual or _generation_pads(self, emb, more, dead, exact))
+
 # %% ../../nbs/50_backbone.ipynb #class
 class MemoryLM(nn.Module):
     "A Hugging Face causal LM with mem tokens, a memory, and soft tokens beside the prompt"
@@ -82,35 +180,122 @@ class MemoryLM(nn.Module):
         prefix_cache:bool=True,   # may a chunk of tokens continue a cache? not in Mamba
     ):
         super().__init__()
+        _accept(lm)
         self.lm, self.config, self.prefix_cache = lm, config or MemoryConfig(), prefix_cache
         E = lm.get_input_embeddings()
         self.d, dev = E.weight.shape[1], E.weight.device
+        _examine(self)
         rms = E.weight.detach().float().pow(2).mean().sqrt().item()*float(getattr(E, 'embed_scale', 1.))
         self.mem = nn.Parameter((torch.randn(self.config.n_mem, self.d)*rms).to(dev))
-        c, shape = self.config, (self.config.n_mem*self.d, self.d, 10*rms)
+        c, wrote = self.config, self.config.n_mem*self.width
+        shape = wrote, self.d, 10*rms
         self.memory = (make_ladder(c.ladder, c.rules, *shape) if c.kind == 'ladder' else RecurrentMemory(c.ladder, *shape)).to(dev)
-        self.gather = Gather(self.d, self.config.n_mem, self.config.gather).to(dev) if self.config.gather else None
-        for k, v in dict(centre=0., spread=1.).items(): self.register_buffer(k, torch.full((self.config.n_mem*self.d,), v, device=dev))
-        self._pos = 'position_ids' in inspect.signature(self.body.forward).parameters
+        if c.gather and self.width != self.d: raise ValueError(f'gather: expected 0, as hidden states are {self.width} wide and embeddings {self.d}; got {c.gather}')
+        self.gather = Gather(self.d, c.n_mem, c.gather).to(dev) if c.gather else None
+        for k, v in dict(centre=0., spread=1.).items(): self.register_buffer(k, torch.full((wrote,), v, device=dev))
     @property
     def bare(self):
         "The language model without its adapters' wrapper"
-        return self.lm.get_base_model() if hasattr(self.lm, 'get_base_model') else self.lm
+        return _bare(self.lm)
     @property
     def body(self):
         "The decoder without its LM head"
-        return self.bare.base_model
+        return self.bare.get_submodule(self._body)
+
+# %% ../../nbs/50_backbone.ipynb #hidden
+def _row_by_row(self, emb, mask):
+    "The decoder for models that take no padding: each row's live tokens alone"
+    rows = [(i, k) for i, k in enumerate(mask.bool()) if k.any()]
+    hs = [self.hidden(emb[i:i+1, k], mask[i:i+1, k]).last_hidden_state[0] for i, k in rows]
+    out = hs[0].new_zeros(*mask.shape, self.width)
+    for (i, k), h in zip(rows, hs): out = out.index_put((torch.full_like(k.nonzero()[:, 0], i), k.nonzero()[:, 0]), h)
+    return BaseModelOutput(last_hidden_state=out)
+
+@patch
+def checkpointed(self:MemoryLM):
+    "Does the language model run layers twice to save memory? It can't use a cache then"
+    return self.lm.training and any(getattr(m, 'gradient_checkpointing', False) for m in self.bare.modules())
+
+def _positions(self, mask): return (mask.cumsum(1)-1).clamp(min=0) + self._first
+
+@patch
+def hidden(self:MemoryLM, emb, mask, past=None, keep=False):
+    "Run the decoder on [N,L,d] after a cache of P tokens, mask [N,P+L]; positions count live tokens only"
+    if not self.pads and not mask.all(): return _row_by_row(self, emb, mask)
+    kw = dict(position_ids=_positions(self, mask)[:, -emb.shape[1]:]) if self._pos else {}
+    if past is not None: kw['past_key_values'] = past
+    if self.checkpointed() and torch.is_grad_enabled() and not emb.requires_grad: emb = emb.detach().requires_grad_()
+    return self.body(inputs_embeds=emb.clone(), attention_mask=mask, use_cache=keep or past is not None, **kw)
+
+# %% ../../nbs/50_backbone.ipynb #head
+class _Given(tuple):
+    "A decoder's output that holds hidden states and nothing else"
+    last_hidden_state = property(lambda self: self[0])
+    def __getattr__(self, name):
+        if name.startswith('_'): raise AttributeError(name)
+
+def _shallow(m, forward=None):
+    "A module of its own with the same parts, without hooks"
+    c = copy.copy(m)
+    c._modules = dict(m._modules)
+    for k in ('_forward_hooks', '_forward_pre_hooks', '_forward_hooks_with_kwargs', '_forward_pre_hooks_with_kwargs'): c.__dict__[k] = type(getattr(m, k))()
+    c.__dict__.pop('forward', None)
+    if forward: c.__dict__['forward'] = forward
+    return c
+
+@patch
+def head(self:MemoryLM, h):
+    "Logits of hidden states [...,d], made by the model's own forward pass"
+    given = _Given((h.reshape(1, h.shape[:-1].numel(), h.shape[-1]),))
+    *around, last = self._body.split('.')
+    top = at = _shallow(self.bare)
+    for name in around: at._modules[name] = at = _shallow(at._modules[name])
+    at._modules[last] = _shallow(at._modules[last], lambda *a, **k: given)
+    y = top(inputs_embeds=given[0], use_cache=False, return_dict=True).logits
+    return y.reshape(*h.shape[:-1], y.shape[-1]).float()
 
 # %% ../../nbs/50_backbone.ipynb #plain
+_OFF = contextvars.ContextVar('chronomem_adapters_off', default=())  # keys of language models whose adapters are off here
+
+class _Key: pass
+
+class _Off:
+    "A layer's flag for peft: off because peft was told so, or because this thread is in `plain`"
+    def __init__(self, key, off): self.key, self.off = key, off
+    def __bool__(self): return self.off or any(k is self.key for k in _OFF.get())
+    def __eq__(self, other): return bool(self) == other
+    def __hash__(self): return hash(bool(self))
+    def __repr__(self): return repr(bool(self))
+
+def _carried(checkpoint):
+    "A checkpoint function whose second run finds adapters as the first did"
+    def run(f, *args, **kw):
+        off = _OFF.get()
+        def again(*a, **k):
+            token = _OFF.set(off)
+            try: return f(*a, **k)
+            finally: _OFF.reset(token)
+        return checkpoint(again, *args, **kw)
+    run.carries = True
+    return run
+
+def _switch(lm):
+    "Prepare a model's layers, as often as peft or its user resets them; changes nothing they compute. Its key"
+    key = lm.__dict__.setdefault('_memory_key', _Key())
+    for m in lm.modules():
+        off, check = m.__dict__.get('_disable_adapters'), m.__dict__.get('_gradient_checkpointing_func')
+        if off is not None and getattr(off, 'key', None) is not key: m._disable_adapters = _Off(key, off.off if isinstance(off, _Off) else bool(off))
+        if check is not None and not getattr(check, 'carries', False): m._gradient_checkpointing_func = _carried(check)
+    return key
+
 @patch
 @contextlib.contextmanager
 def plain(self:MemoryLM):
-    "Context in which adapters, if any, are off; what was frozen stays frozen"
-    was = [(m, m._disable_adapters) for m in self.lm.modules() if hasattr(m, '_disable_adapters')] if isinstance(self.lm, PeftModel) else []
-    for m, _ in was: m._disable_adapters = True
+    "Context in which adapters, if any, are off for this thread; what was frozen stays frozen"
+    if not isinstance(self.lm, PeftModel): yield; return
+    token = _OFF.set((*_OFF.get(), _switch(self.lm)))
     try: yield
-    finally:
-        for m, off in was: m._disable_adapters = off
+    finally: _OFF.reset(token)
 
 # %% ../../nbs/50_backbone.ipynb #prompt
 @patch
@@ -119,10 +304,14 @@ def embed(self:MemoryLM, ids): return self.lm.get_input_embeddings()(ids)
 def _fit(name, x, *shape):
     if tuple(x.shape) != shape: raise ValueError(f'{name}: expected shape {list(shape)}, got {list(x.shape)}')
 
+def _peft_own(lm, name):
+    "Does a weight's name say that adapters brought it?"
+    return f'.{getattr(getattr(lm, "base_model", None), "prefix", "lora_")}' in name or '.lora_' in name or '.modules_to_save.' in name
+
 @patch
 def frozen(self:MemoryLM):
     "Is the language model, adapters aside, not trained?"
-    return not any(p.requires_grad for n, p in self.lm.named_parameters() if 'lora_' not in n)
+    return not any(p.requires_grad for n, p in self.lm.named_parameters() if not _peft_own(self.lm, n))
 
 @patch
 def prompt(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
@@ -136,23 +325,15 @@ def prompt(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
         emb, mask = torch.cat([soft.to(emb), emb], 1), torch.cat([soft_mask.long(), mask], 1)
     return compact(emb, mask)
 
-# %% ../../nbs/50_backbone.ipynb #hidden
-@patch
-def hidden(self:MemoryLM, emb, mask, past=None, keep=False):
-    "Run the decoder on [N,L,d] after a cache of P tokens, mask [N,P+L]; positions count live tokens only"
-    kw = dict(position_ids=(mask.cumsum(1)-1).clamp(min=0)[:, -emb.shape[1]:]) if self._pos else {}
-    if past is not None: kw['past_key_values'] = past
-    return self.body(inputs_embeds=emb, attention_mask=mask, use_cache=keep or past is not None, **kw)
-
 # %% ../../nbs/50_backbone.ipynb #encode
 @patch
 def features(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
     "What a write is made of, adapters off: mem tokens' hidden states [N,n_mem,d]; the prompt's, its embeddings [N,L,d] and its mask"
-    emb, mask, _ = self.prompt(ids, mask, soft, soft_mask)
-    mem, n = self.mem.expand(len(ids), -1, -1).to(emb), self.config.n_mem
-    full = torch.cat([mask, mask.new_ones(mem.shape[:2])], 1)
     with self.plain():
-        if self.prefix_cache and torch.is_grad_enabled() and not emb.requires_grad and self.frozen():
+        emb, mask, _ = self.prompt(ids, mask, soft, soft_mask)
+        mem, n = self.mem.expand(len(ids), -1, -1).to(emb), self.config.n_mem
+        full = torch.cat([mask, mask.new_ones(mem.shape[:2])], 1)
+        if self.prefix_cache and torch.is_grad_enabled() and not emb.requires_grad and self.frozen() and not self.checkpointed():
             with torch.no_grad(): o = self.hidden(emb, mask, keep=True)
             seen, h = o.last_hidden_state, self.hidden(mem, full, o.past_key_values).last_hidden_state
         else: seen, h = self.hidden(torch.cat([emb, mem], 1), full).last_hidden_state.tensor_split([-n], 1)
@@ -188,14 +369,7 @@ def predict(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
     emb, mask, order = self.prompt(ids, mask, soft, soft_mask)
     n = int(mask.sum(1).max())  # columns dead in every row cost nothing
     at = (order.argsort(1)[:, -ids.shape[1]:] - (mask.shape[1]-n)).clamp(min=0)
-    return self.hidden(emb[:, -n:], mask[:, -n:]).last_hidden_state.gather(1, at[..., None].expand(-1, -1, self.d))
-
-@patch
-def head(self:MemoryLM, h):
-    "Logits of hidden states"
-    times, by, cap = (getattr(self.bare.config, k, None) for k in ('logit_scale', 'logits_scaling', 'final_logit_softcapping'))
-    y = self.lm.get_output_embeddings()(h).float()*(times or 1)/(by or 1)
-    return cap*torch.tanh(y/cap) if cap else y
+    return self.hidden(emb[:, -n:], mask[:, -n:]).last_hidden_state.gather(1, at[..., None].expand(-1, -1, self.width))
 
 # %% ../../nbs/50_backbone.ipynb #check
 @patch
@@ -245,8 +419,8 @@ def answers(self:MemoryLM, ids, mask, labels, soft=None, soft_mask=None):
     _fit('labels', labels, *ids.shape)
     h, y = self.predict(ids, mask, soft, soft_mask)[:, :-1], labels[:, 1:]
     k = y != -100
+    if not k.any(): raise ValueError('labels: expected at least one that is not -100, after the first column')
     logits = self.head(h[k])
-    if not len(logits): raise ValueError('labels: expected at least one that is not -100, after the first column')
     return k, F.cross_entropy(logits, y[k], reduction='none'), logits.argmax(-1) == y[k]
 
 @patch
@@ -261,6 +435,17 @@ def _pad_id(g):
     return (e[0] if isinstance(e, (list, tuple)) else e) or 0 if g.pad_token_id is None else g.pad_token_id
 
 @patch
+def _generate(self:MemoryLM, emb, mask, **kw):
+    "`generate` of transformers, told the positions where the model can be told"
+    if self._told: kw['position_ids'] = _positions(self, mask)
+    return self.lm.generate(inputs_embeds=emb, attention_mask=mask, **kw)
+
+def _generate_rows(self, emb, mask, **kw):
+    "New tokens where padding would change them: each row alone"
+    new = [self._generate(e[k][None], k[k][None].long(), **kw)[0] for e, k in zip(emb, mask.bool())]
+    return nn.utils.rnn.pad_sequence(new, batch_first=True, padding_value=kw['pad_token_id'])
+
+@patch
 def generate(self:MemoryLM,
     ids,            # [N,L] prompts
     mask,           # [N,L], 1 where a token is live
@@ -273,7 +458,10 @@ def generate(self:MemoryLM,
     self.check(ids, mask)
     emb, mask, _ = self.prompt(ids, mask, soft, soft_mask)
     n, kw = int(mask.sum(1).max()), {'pad_token_id': _pad_id(self.bare.generation_config), **kw}
-    return self.lm.generate(inputs_embeds=emb[:, -n:], attention_mask=mask[:, -n:], streamer=streamer, **kw)
+    emb, mask = emb[:, -n:], mask[:, -n:]
+    if 'inputs_embeds' not in inspect.signature(self.bare.prepare_inputs_for_generation).parameters: _refuse(self.lm, 'generate of transformers takes no embeddings for it', 'generate')
+    run = self._generate if self._pads_new or mask.all() else partial(_generate_rows, self)
+    return run(emb, mask, streamer=streamer, **kw)
 
 # %% ../../nbs/50_backbone.ipynb #saved
 @dataclass
@@ -295,13 +483,22 @@ class SavedMemory(Config):
     prefix_cache: bool = True
     format: Literal[1] = 1
 
+def _parts(name, t):
+    "A quantised tensor as the ordinary ones it is made of, by name"
+    if not hasattr(t, '__tensor_flatten__'): return {name: t}
+    return {k: v for part in t.__tensor_flatten__()[0] for k, v in _parts(f'{name}.{part}', getattr(t, part)).items()}
+
+def _backbone_weights(lm):
+    "Name → tensor of a language model, as if it had no adapters"
+    own = {k.replace('.base_layer.', '.').replace('.original_module.', '.'): v for k, v in _bare(lm).state_dict().items() if not _peft_own(lm, '.' + k)}
+    return {n: p for k, v in own.items() for n, p in _parts(k, v).items()}
+
 def backbone_ref(
     lm  # a causal LM, with or without adapters
 )->BackboneRef:
     "Name and fingerprint of a language model"
-    bare = lm.get_base_model() if hasattr(lm, 'get_base_model') else lm
-    own = {k.replace('.base_layer.', '.'): v for k, v in bare.state_dict().items() if '.lora_' not in k}
-    return BackboneRef(bare.name_or_path or '', bare.config.model_type, fingerprint(own), str(bare.dtype).removeprefix('torch.'))
+    bare = _bare(lm)
+    return BackboneRef(bare.name_or_path or '', bare.config.model_type, fingerprint(_backbone_weights(lm)), str(bare.dtype).removeprefix('torch.'))
 
 # %% ../../nbs/50_backbone.ipynb #added
 @patch
@@ -312,6 +509,7 @@ def added(self:MemoryLM):
 def _save_backbone(lm, path, dtype):
     "Store a language model; what it will be when it is loaded again"
     if isinstance(lm, PeftModel): raise StateError('backbone: expected a model without adapters; merge them first (merge_and_unload)')
+    if getattr(lm, 'is_quantized', False): raise StateError('backbone: expected a model that isn\'t quantised; what was added is saved without it (backbone=False)')
     stored = lm if lm.dtype == dtype else copy.deepcopy(lm).to(dtype)
     stored.save_pretrained(path, safe_serialization=True)
     return backbone_ref(stored.to(lm.dtype))
@@ -345,10 +543,17 @@ def _whole(what):
 def _same(what, got, want):
     if got != want: raise StateError(f'{what}: its fingerprint is {got!r}, expected {want!r}')
 
+def _copy_into(mine, new):
+    "Put what was stored where it belongs; the language model, which may be quantised, isn't loaded anew"
+    if odd := sorted(mine.keys() ^ new.keys()): raise StateError(f'memory.safetensors: expected the tensors of this memory, differs in {odd[:5]}')
+    for k, t in mine.items():
+        if t.shape != new[k].shape: raise StateError(f'memory.safetensors: expected {k} of shape {list(t.shape)}, got {list(new[k].shape)}')
+        t.copy_(new[k])
+
 def _load_backbone(path, c, lm):
     if c.own_backbone:
         if lm is not None: raise ValueError(f'lm: expected None, {path} holds its own backbone')
-        with _whole(path/'backbone'): lm = AutoModelForCausalLM.from_pretrained(path/'backbone', dtype=getattr(torch, c.backbone.dtype), local_files_only=True)
+        with _whole(path/'backbone'): lm = AutoModelForCausalLM.from_pretrained(path/'backbone', dtype=getattr(torch, c.backbone.dtype), local_files_only=True, use_safetensors=True, trust_remote_code=False)
     if lm is None: raise StateError(f'lm: expected the backbone this memory was made with, {c.backbone}; families.load_lm loads it')
     if isinstance(lm, PeftModel): raise StateError('lm: expected a model without adapters, got a PeftModel')
     if (got := backbone_ref(lm)).fingerprint != c.backbone.fingerprint: raise StateError(f'lm: expected {c.backbone}, got {got}: other weights or another dtype')
@@ -358,6 +563,7 @@ def _load_adapter(path, c, lm):
     if not c.adapter: return lm
     with _whole(path/'adapter'), warnings.catch_warnings(action='ignore', category=FutureWarning):
         at = str(min(path.glob('adapter/**/adapter_config.json')).parent)
+        if not (Path(at)/'adapter_model.safetensors').is_file(): raise StateError(f'{at}: expected adapter_model.safetensors')
         _same(at, fingerprint(load_peft_weights(at, device='cpu')), c.adapter)
         return PeftModel.from_pretrained(lm, at, is_trainable=True)
 
@@ -375,5 +581,5 @@ def from_pretrained(cls:MemoryLM,
     new, _ = load_tensors(path/'memory.safetensors', 'chronomem.memory', c.backbone.fingerprint, finite=True)
     _same(path/'memory.safetensors', fingerprint(new), c.weights)
     self = cls(_load_adapter(path, c, lm), c.memory, c.prefix_cache).eval()
-    with _whole(path/'memory.safetensors'): self.load_state_dict(new | {k: v for k, v in self.state_dict().items() if k.startswith('lm.')})
+    with _whole(path/'memory.safetensors'): _copy_into(self.added(), new)
     return self if trainable else self.requires_grad_(False)

@@ -6,7 +6,7 @@
 __all__ = ['FAMILIES', 'SMOLLM2', 'SMOLLM2_FILE', 'Family', 'family_of', 'tiny_lm', 'add_memory', 'has_smollm2', 'load_lm']
 
 # %% ../../nbs/51_families.ipynb #imports
-import importlib.util, warnings
+import importlib.util, re, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -36,7 +36,9 @@ def family_of(
     "The family of a model"
     lm = lm.get_base_model() if hasattr(lm, 'get_base_model') else lm
     if lm.config.model_type in FAMILIES: return FAMILIES[lm.config.model_type]
-    t = PEFT_TARGETS.get(lm.config.model_type, 'all-linear')
+    linear = {n.split('.')[-1] for n, m in lm.named_modules() if type(m) in (torch.nn.Linear, Conv1D) and not re.search('vision|visual|image|audio', n)}
+    usual = [t for t in (('q_proj', 'v_proj'), ('in_proj',)) if linear.issuperset(t)] + ['all-linear']
+    t = PEFT_TARGETS.get(lm.config.model_type, usual[0])
     return Family(lm.config.model_type, t if isinstance(t, str) else tuple(t), False)
 
 # %% ../../nbs/51_families.ipynb #tiny-config
