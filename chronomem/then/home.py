@@ -84,11 +84,13 @@ def _dead(d):
 
 def sweep(
     home,            # directory of all users
-    deep:bool=False  # look through every person's directory too, where earlier versions left theirs
+    deep:bool=False  # look through every person's directory too, for half written files and what earlier versions left
 ):
     "Remove what forks and wipes left behind that were killed"
     for pattern in ('.tmp/*', *(('??/.fork-*', '??/.gone-*') if deep else ())):
         for d in Path(home).glob(pattern): _dead(d)
+    for d in {p.parent for p in Path(home).glob('??/*/**/.tmp-*')} if deep else ():
+        with contextlib.suppress(StateError, OSError): DirLock(d).acquire().release()   # which removes a killed writer's files
 
 # %% ../../nbs/44_home.ipynb #scratch
 @contextlib.contextmanager
