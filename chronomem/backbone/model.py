@@ -196,12 +196,16 @@ def pieces(self:ChronoModel, ids):
 
 # %% ../../nbs/52_model.ipynb #render
 _DAY = datetime.datetime(2024, 7, 26)  # the day on which templates believe to be written
-_DATE = dict(date_string=_DAY.strftime('%d %b %Y'), strftime_now=_DAY.strftime)
+_DATE = dict(date_string=_DAY.strftime('%d %b %Y'))
+_TOLD = {f'%{k}': _DAY.strftime(f'%{k}') for k in 'aAbBdjmyYHIMSp'} | {'%-d': '26', '%-m': '7', '%-H': '0', '%-I': '12', '%e': '26'}
+_CLOCK = '{% macro strftime_now(f) %}{{ f' + ''.join(f"|replace('{k}', '{v}')" for k, v in _TOLD.items()) + ' }}{% endmacro %}'  # shadows the clock of transformers
 
 @patch
 def _render(self:ChronoModel, messages, reply, kw):
     with self._spelling:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply, **_DATE | kw)
+        template = self.tokenizer.get_chat_template(kw.get('chat_template'), kw.get('tools'))
+        if 'strftime_now' in template: template = _CLOCK + template
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply, **_DATE | kw | dict(chat_template=template))
 
 def _fold(messages):
     "System texts put in front of the next user's turn; a last one becomes a turn"
