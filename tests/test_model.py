@@ -209,7 +209,7 @@ def lived(m, texts):
 PEOPLE = ['I like tea.', 'My number is 7, and I live in a town by the sea.', 'No.']
 @pytest.fixture(scope='module')
 def three():
-    m = fresh(byte_tokenizer()); return m, lived(m, PEOPLE), [m.encode(m.chat(q)) for q in ('What do I like?', 'And my number?', 'Well?')]
+    m = fresh(byte_tokenizer(), tie_word_embeddings=False, initializer_range=.4); return m, lived(m, PEOPLE), [m.encode(m.chat(q)) for q in ('What do I like?', 'And my number?', 'Well?')]
 
 REFUSED = [dict(num_return_sequences=2), dict(num_return_sequences=3, num_beams=3), dict(num_return_sequences=2, do_sample=True), dict(return_dict_in_generate=True), dict(custom_generate='x'),
            dict(inputs_embeds=torch.zeros(3, 4, 32)), dict(attention_mask=torch.ones(3, 4)), dict(input_ids=torch.ones(1, 1)), dict(inputs=torch.ones(1, 1)), dict(position_ids=torch.ones(3, 4))]
@@ -227,9 +227,11 @@ def test_every_answer_stays_in_its_row(three, kw):
     assert together == [m.answer(state[i:i+1], [rows[i]], 8, **kw)[0] for i in range(3)] and len({*together}) > 1
 
 def test_a_config_can_not_move_rows_either(three, monkeypatch):
-    m, state, rows = three; want = m.answer(state, rows, 8)
+    m, state, rows = three
     from transformers import GenerationConfig
     with pytest.raises(ValueError, match='num_return_sequences'): m.answer(state, rows, 8, generation_config=GenerationConfig(num_return_sequences=2, num_beams=2))
+    want = m.answer(state, rows, 8, num_beams=2)
+    monkeypatch.setattr(m.lm.bare.generation_config, 'num_beams', 2)
     monkeypatch.setattr(m.lm.bare.generation_config, 'num_return_sequences', 2)   # of the model itself: set right, not obeyed
     monkeypatch.setattr(m.lm.bare.generation_config, 'return_dict_in_generate', True)
     assert m.answer(state, rows, 8) == want
