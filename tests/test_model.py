@@ -279,6 +279,16 @@ def test_two_threads_answer_at_once(three):
     want = [w() for w in work]
     assert together(*work) == want and want[0] != want[1]
 
+def test_one_answers_while_another_writes():
+    "Adapters are on for the one and off for the other"
+    m = ChronoModel(add_memory(tiny_lm(vocab=300, tie_word_embeddings=False, initializer_range=.4), SMALL, lora_r=2), byte_tokenizer())
+    for n, p in m.lm.named_parameters():
+        if 'lora_B' in n: torch.nn.init.normal_(p)
+    row, state = m.encode(m.chat('What do I like?')), lived(m, PEOPLE[:1])
+    say, tell = lambda: [m.answer(state, [row], 20)[0] for _ in range(4)], lambda: [m.write(m.lm.memory.init(1), [m.encode(t)])[2] for t in PEOPLE*8]
+    want = say(), tell(); got = together(say, tell)
+    assert got[0] == want[0] and all(torch.equal(a, b) for a, b in zip(got[1], want[1]))
+
 def test_nobody_waits_for_anothers_whole_answer(three):
     m, state, rows = three
     first, go = threading.Event(), threading.Event()
