@@ -38,11 +38,12 @@ class MemoryConfig(Config):
 
 # %% ../../nbs/50_backbone.ipynb #compact
 def compact(
-    emb,   # [N,L,d]
-    mask,  # [N,L], 1 where a token is live
-):         # the same two, and where each column came from, [N,L]
+    emb,      # [N,L,d]
+    mask,     # [N,L], 1 where a token is live
+    rank=None # [N,L], 0 where a token is dead; the live ones are sorted by it; None: as they are
+):            # the same two, and where each column came from, [N,L]
     "Move each row's dead tokens to its front; the live ones keep their order"
-    order = mask.sort(dim=1, stable=True).indices
+    order = (mask if rank is None else rank).sort(dim=1, stable=True).indices
     return emb.gather(1, order[..., None].expand_as(emb)), mask.gather(1, order), order
 
 # %% ../../nbs/50_backbone.ipynb #gather
@@ -313,17 +314,26 @@ def frozen(self:MemoryLM):
     "Is the language model, adapters aside, not trained?"
     return not any(p.requires_grad for n, p in self.lm.named_parameters() if not _peft_own(self.lm, n))
 
+MemoryLM.sink = None  # id of the token a text begins with (BOS), if the tokenizer adds one: attention rests on it, so it stays in front of soft tokens
+
+def _rank(ids, mask, soft_mask, sink):
+    "Order of soft tokens and prompt: dead ones, a row's leading BOS, all others"
+    live = mask.long()
+    first = (live > 0) & (live.cumsum(1) == 1) & (ids == sink)
+    return torch.cat([2*soft_mask.long(), 2*live - first.long()], 1)
+
 @patch
 def prompt(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
     "Soft tokens and prompt as embeddings, dead tokens first; with the mask and each column's origin"
     if ids.ndim != 2: raise ValueError(f'ids: expected [N,L], got shape {list(ids.shape)}')
     if (soft is None) != (soft_mask is None): raise ValueError('soft and soft_mask: expected both or neither')
     _fit('mask', mask, *ids.shape)
-    emb, mask = self.embed(ids), mask.long()
+    emb, mask, rank = self.embed(ids), mask.long(), None
     if soft is not None:
         _fit('soft', soft, len(ids), soft.shape[1], self.d); _fit('soft_mask', soft_mask, *soft.shape[:2])
+        if self.sink is not None: rank = _rank(ids, mask, soft_mask, self.sink)
         emb, mask = torch.cat([soft.to(emb), emb], 1), torch.cat([soft_mask.long(), mask], 1)
-    return compact(emb, mask)
+    return compact(emb, mask, rank)
 
 # %% ../../nbs/50_backbone.ipynb #encode
 @patch

