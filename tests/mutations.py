@@ -92,14 +92,22 @@ ROWS = [
         ('awake*c.frame/max(need(h), 1e-9)', 'awake/max(need(h), 1e-9)', 'meaning_of_waking'),
         ('((first-lo) % N < n)', '((first-lo) % N <= n)', 'meaning_of_touched')),
     *_rows('core.py', 'test_core.py',
-        ('if isinstance(v, bool) != (hint is bool): raise', 'if False: raise', 'test_config'),
-        ('if _digest(raw, i) != raw[i:i+64]: raise', 'if False: raise', 'test_damage')),
+        ('if isinstance(v, bool) != (hint is bool): raise', 'if False: raise', 'true_is_no_number'),
+        ('if _digest(raw, i) != raw[i:i+64]: raise', 'if False: raise', 'flip_in_every_byte')),
     *_rows('then/log.py', 'test_log.py',
         ("& (rec['tag'] == tag).all(-1)", '', 'swapped_and_foreign'),
-        ('data, offset = data[n:], offset+n', 'data, offset = data[n:], offset', 'short_writes')),
-    *_rows('then/log.py', 'test_mutations.py', ('finally: os.close(fd)\n        self.disk.fsync(self.dirfd)\n', 'finally: os.close(fd)\n', 'torn_tail')),
+        ('data, offset = data[n:], offset+n', 'data, offset = data[n:], offset', 'short_writes'),
+        ('finally: os.close(fd)\n        self.disk.fsync(self.dir)\n', 'finally: os.close(fd)\n', 'safe_before'),
+        ('            self._undo(had)\n', '', 'taken_back'),
+        ('last.first < self.n <= before', 'last.first < self.n < before', 'fails_anywhere'),
+        ("if got['digest'] != ", "if False and got['digest'] != ", 'floor_of_nobody')),
     *_rows('live/session.py', 'test_session.py', ('if r.time[0] != self.t: raise', 'if False: raise', 'trace_missing')),
-    *_rows('live/session.py', 'test_mutations.py', ('if s._new >= s.save_every', 'if s._new > s.save_every', 'saved_every'))]
+    *_rows('live/session.py', 'test_safety.py',
+        ('if self._new >= self.save_every and', 'if self._new > self.save_every and', 'save_every_counts'),
+        ('if epoch not in (None, self._epoch): raise', 'if False: raise', 'notices_a_wipe'),
+        ("if meta.get('owner') != self.owner: raise", 'if False: raise', 'another_persons'),
+        ('left=(n-1-pieces)', 'left=(0*pieces)', 'not_written_whole')),
+    *_rows('then/home.py', 'test_safety.py', ('if (_hash(m.user), _hash(m.model)[:16]) != ', 'if False and (_hash(m.user), _hash(m.model)[:16]) != ', 'swapped_directories'))]
 
 def mutated(row):
     "The file with the mistake in it; None: stale, as the text isn't there exactly once"

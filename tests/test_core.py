@@ -72,6 +72,17 @@ def test_config_never_half_right(d):
     except (ValueError, TypeError): return
     assert Tree.from_dict(c.to_dict()) == c
 
+@dataclass
+class Kinds(Config):
+    yes: bool = False
+    n: int = 0
+    x: float = 0.
+
+def test_true_is_no_number_and_one_is_no_bool():
+    for bad in (dict(n=True), dict(x=False), dict(yes=1), dict(yes=0.)):
+        with pytest.raises(TypeError, match='expected'): Kinds.from_dict(bad)
+    assert Kinds.from_dict(dict(yes=True, n=2, x=3)).to_dict() == dict(yes=True, n=2, x=3.)
+
 def test_config_names_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="Leaf: unknown key 'y', the closest known key is 'x'"): Tree.from_dict(dict(n=1, leaf=dict(y=1)))
     with pytest.raises(ValueError, match="Tree: required key 'n' is missing"): Tree.from_dict({})
