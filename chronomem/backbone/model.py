@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.generation import BaseStreamer, StoppingCriteria
 from transformers.utils import cached_file
-from .backbone import MemoryConfig, MemoryLM, SavedMemory, backbone_ref
+from .backbone import MemoryConfig, MemoryLM, SavedMemory, _backbone_weights, backbone_ref
 from .families import add_memory, has_smollm2, load_lm
 from ..core import Config, fingerprint as _hash
 
@@ -112,13 +112,18 @@ class ChronoModel:
     def __repr__(self): return f'ChronoModel({self.name!r}, {sum(p.numel() for p in self.lm.parameters()):,} weights, memory {[*self.lm.memory.shapes]})'
 
 # %% ../../nbs/52_model.ipynb #fingerprint
+def _stamps(lm):
+    "Where each weight lies and how often it was changed, adapters aside: cheap to compare"
+    at = lambda v: id(v) if hasattr(v, '__tensor_flatten__') else v.data_ptr()
+    return [(at(v), v._version) for n, v in (*lm.named_parameters(), *lm.named_buffers()) if 'lora_' not in n]
+
 @patch(as_prop=True)
 def fingerprint(self:ChronoModel) -> str:
     "Short name of the weights a memory depends on"
-    mine, base = self.lm.added(), {k: v for k, v in self.lm.bare.state_dict().items() if '.lora_' not in k}
-    seen = [(v.data_ptr(), v._version) for v in (*mine.values(), *base.values())]
-    known, name = self._print
-    if seen != known: self._print = seen, (name := _hash(mine | {'backbone.' + k.replace('.base_layer.', '.'): v for k, v in base.items()}))
+    seen, (known, name) = _stamps(self.lm), self._print
+    if seen == known: return name
+    base = {'backbone.' + k: v for k, v in _backbone_weights(self.lm.lm).items()}
+    self._print = seen, (name := _hash(self.lm.added() | base))
     return name
 
 # %% ../../nbs/52_model.ipynb #encode
