@@ -19,9 +19,9 @@ def _count(text):
 class _Version(argparse.Action):
     "Print the versions that matter; looked up only when asked for"
     def __call__(self, parser, *_):
+        from importlib import import_module
         from importlib.metadata import version
-        from chronomem import __version__
-        print(f'chronomem {__version__}, torch {version("torch")}, transformers {version("transformers")}')
+        print(f'chronomem {import_module("chronomem").__version__}, torch {version("torch")}, transformers {version("transformers")}')
         parser.exit()
 
 def _verbs(p):
