@@ -6,9 +6,10 @@
 __all__ = ['said', 'right', 'probe', 'live', 'answer', 'phase', 'demo']
 
 # %% ../../nbs/84_demo.ipynb #imports
-import json, os, random, re, signal, subprocess, sys, time
+import contextlib, json, os, random, re, signal, subprocess, sys, time, warnings
 from pathlib import Path
 import torch
+from transformers.utils import logging as transformers_logging
 from ..learn.data import prose
 from ..learn.evaluate import interval
 from ..learn.life import KINDS, episodes
@@ -81,21 +82,60 @@ def answer(
     return out
 
 # %% ../../nbs/84_demo.ipynb #phase
-def phase(name:str, model:str, home:str, n:int, inferences:int, seed:int):
-    "What a child process does: 'live', until it is killed, or 'answer'"
-    say = lambda d: print(json.dumps(d), flush=True)
-    m, lives = ChronoModel.from_pretrained(model), episodes(n, seed)
-    if name == 'answer': return say(answer(m, home, lives, inferences))
-    people, more = live(m, home, lives, inferences, seed, tell=say), _prose(1, seed+1)
+def _say(row): print(json.dumps(row), flush=True)
+
+def _warn(message, category, *_, **__):
+    if issubclass(category, (UserWarning, RuntimeWarning)): _say(dict(warning=str(message)))
+
+def _load(model):
+    "A model; one that is damaged is a mistake, not a defect of the demo"
+    transformers_logging.disable_progress_bar()
+    try: return ChronoModel.from_pretrained(model)
+    except (ValueError, OSError, ImportError, RuntimeError): raise
+    except Exception as e: raise RuntimeError(f'{model} could not be loaded ({type(e).__name__}: {e})') from e
+
+def _phase(name, model, home, n, inferences, seed):
+    m, lives = _load(model), episodes(n, seed)
+    if name == 'answer': return _say(answer(m, home, lives, inferences))
+    people, more = live(m, home, lives, inferences, seed, tell=_say), _prose(1, seed+1)
     while True: m.ingest_batch(people, [random.choice(more) for _ in people])
 
-def _spawn(name, *args):
-    code = f'from chronomem.live.demo import phase; phase({name!r}, {", ".join(map(repr, args))})'
-    return subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+def phase(name:str, model:str, home:str, n:int, inferences:int, seed:int):
+    "What a child process does: 'live', until it is killed, or 'answer'"
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try: _phase(name, model, home, n, inferences, seed)
+        except (ValueError, OSError, ImportError, RuntimeError) as e:
+            _say(dict(error=str(e)))
+            raise SystemExit(2)
+
+# %% ../../nbs/84_demo.ipynb #child
+_ORPHAN = """import os, signal, threading
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+threading.Thread(target=lambda: os.read(0, 1) or os._exit(1), daemon=True).start()
+"""
+
+@contextlib.contextmanager
+def _child(name, *args):
+    "A process that runs a phase, and is gone at the end"
+    code = f'{_ORPHAN}from chronomem.live.demo import phase; phase({name!r}, {", ".join(map(repr, args))})'
+    apart = dict(process_group=0) if os.name == 'posix' else {}
+    p = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **apart)
+    try: yield p
+    finally:
+        p.kill()
+        p.wait()
+        p.stdin.close()
+        p.stdout.close()
 
 def _lines(p):
+    "What a child says; its mistakes are raised here"
     for l in p.stdout:
-        if l.startswith('{'): yield json.loads(l)
+        if not l.startswith('{'): continue
+        row = json.loads(l)
+        if 'error' in row: raise RuntimeError(row['error'])
+        if 'warning' in row: warnings.warn(row['warning'], stacklevel=2)
+        else: yield row
     if p.wait() not in (0, -signal.SIGKILL): raise RuntimeError(f'a process of the demo ended with exit code {p.returncode}; its message stands above')
 
 # %% ../../nbs/84_demo.ipynb #demo
@@ -110,13 +150,16 @@ def demo(
     "Live, kill, wake up, compare"
     if episodes < 1 or inferences < 1: raise ValueError(f'episodes and inferences: expected at least 1, got {episodes} and {inferences}')
     args, rows, saved = (model, str(home), episodes, inferences, seed), [], None
-    first = _spawn('live', *args)
-    try:
-        for row in _lines(first):
-            if row.get('saved'): saved = row; time.sleep(.3); first.send_signal(signal.SIGKILL); break
-            rows.append(row); progress(row)
-    finally: first.kill(); first.wait(); first.stdout.close()
+    with _child('live', *args) as p:
+        for row in _lines(p):
+            if row.get('saved'):
+                saved = row
+                time.sleep(.3)
+                p.send_signal(signal.SIGKILL)
+                break
+            rows.append(row)
+            progress(row)
     if saved is None: raise RuntimeError('the first process ended before it had saved; its message stands above')
-    out = [*_lines(_spawn('answer', *args))][-1]
+    with _child('answer', *args) as p: out = [*_lines(p)][-1]
     shape = dict(episodes=episodes, inferences=inferences, state_bytes=out['state_bytes'], seconds_per_inference=saved['seconds'], model=model)
     return dict(results=out['results'], **shape, rungs=saved['rungs'], wrote=[r['wrote'] for r in rows], recall={r['done']: r['recall'] for r in rows if r['recall']})
