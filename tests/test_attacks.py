@@ -1,0 +1,188 @@
+"""Attacks on what a session keeps: failures between any two disk operations, interrupts anywhere, links, races, other handles on one memory."""
+import errno, json, os, random, shutil, signal, threading, time, warnings
+from concurrent.futures import ThreadPoolExecutor
+import pytest, torch
+from chronomem.core import DirLock, ManualClock, StateError
+from chronomem.live import session as S
+from chronomem.live.repair import ChronoModel
+from chronomem.live.session import NotKept, Retention, users, wipe_user
+from chronomem.then import home as H, log as L
+from chronomem.then.log import TraceLog
+from test_safety import Broken, alone, quiet, remains
+from test_session import child, die, home, logits, model, same, text, toy, tree
+
+def boom(*a, **k): raise OSError(errno.EIO, 'the disk is broken')
+def interrupt(*a, **k): raise KeyboardInterrupt
+
+# ---- one memory, several handles
+
+def test_a_wiped_handle_does_not_write_over_what_another_began(model, home):
+    a = model.session('ada', home); a.ingest('old'); a.wipe()
+    with model.session('ada', home) as b: b.ingest('x'); kept = logits(b)
+    with pytest.raises(StateError, match='meanwhile'): a.ingest('y')
+    assert a.t == 1 and torch.equal(logits(a), kept)
+    a.ingest('y'); a.close()
+    with model.session('ada', home) as c: assert c.t == 2 and same(c, a)
+
+def test_load_after_a_wipe_makes_nothing(model, home):
+    a = model.session('ada', home); a.ingest('old'); a.wipe(); a.load()
+    assert a.t == 0 and not a.dir.exists()
+    a.ingest('new'); assert a.t == 1; a.close()
+    with model.session('ada', home) as b: assert b.t == 1
+
+def test_load_that_fails_changes_nothing(model, home, monkeypatch):
+    a = model.session('ada', home); a.ingest('tea'); was = logits(a)
+    with monkeypatch.context() as m:
+        m.setattr(S, 'read_manifest', boom)
+        with pytest.raises(OSError): a.load()
+    with monkeypatch.context() as m:
+        m.setattr(model.lm.memory, 'write', interrupt)
+        with pytest.raises(KeyboardInterrupt): a.load()
+    assert a.t == 1 and torch.equal(logits(a), was)
+    a.ingest('more'); die(a)
+    with model.session('ada', home) as b: assert b.t == 2 and same(a, b)
+
+# ---- retention on a failing disk
+
+@pytest.mark.parametrize('what', ['roll', 'floor', 'rename', 'open', 'sync'])
+def test_a_retention_that_fails_loses_nothing(model, home, monkeypatch, what):
+    s = model.session('ada', home, save_every=4, retention=Retention(inferences=0))
+    for i in range(3): s.ingest(text(i))
+    with monkeypatch.context() as m:
+        real = TraceLog._file
+        if what == 'roll': m.setattr(TraceLog, '_new_segment', boom)
+        if what == 'floor': m.setattr(L, 'atomic_write', boom)
+        if what == 'rename': m.setattr(s._log.disk, 'rename', boom)
+        if what == 'open': m.setattr(TraceLog, '_file', lambda self, name, *f: boom() if name.endswith('.seg') else real(self, name, *f))
+        if what == 'sync': m.setattr(s._log.disk, 'fsync', boom)
+        quiet(s.ingest, text(3))
+    for i in range(4, 7): quiet(s.ingest, text(i))
+    die(s)
+    again = quiet(model.session, 'ada', home); assert again.t == 7 and same(again, s); again.close()
+
+# ---- interrupts
+
+def test_an_interrupt_between_traces_and_state(model, home, monkeypatch):
+    s = model.session('ada', home); s.ingest('tea')
+    with monkeypatch.context() as m:
+        m.setattr(S.Session, '_keep', interrupt)
+        with pytest.raises(KeyboardInterrupt): s.ingest('more')
+    assert s.t == 1; s.ingest('more'); s.ingest('and more'); die(s)
+    with model.session('ada', home) as again: assert again.t == 3 and same(again, s) and not again.problems
+
+# ---- wipe
+
+def test_a_wipe_on_a_failing_disk(model, home, monkeypatch):
+    s = model.session('ada', home); s.ingest('tea'); s._log.disk = Broken('pwrite')
+    s.wipe(); assert not s.dir.exists() and s.t == 0; s.ingest('new'); s.close()
+
+def test_a_wipe_that_fails_changes_nothing(model, home, monkeypatch):
+    s = model.session('ada', home, save_every=2); [s.ingest(text(i)) for i in range(3)]
+    with monkeypatch.context() as m:
+        m.setattr(os, 'rename', boom)
+        with pytest.raises(OSError): s.wipe()
+    assert s.t == 3 and same(s, alone(model, 3)); s.ingest(text(3)); assert same(s, alone(model, 4))
+    die(s)
+    with model.session('ada', home) as s: assert s.t == 4; s.wipe(); assert not users(home)
+
+def test_a_wipe_that_leaves_a_rest_says_so_and_goes_on(model, home, monkeypatch):
+    s = model.session('ada', home); s.ingest('tea')
+    with monkeypatch.context() as m:
+        m.setattr(shutil, 'rmtree', lambda *a, **k: None)
+        with pytest.raises(StateError, match='could not be deleted whole'): s.wipe()
+    assert s.t == 0; s.ingest('new'); s.close()
+    with model.session('ada', home) as s: assert s.t == 1
+    assert not remains(home)
+
+# ---- batches
+
+def test_a_batch_in_which_one_memory_is_refused(model, home, monkeypatch):
+    people = [model.session(f'u{i}', home) for i in range(3)]
+    model.ingest_batch(people, ['tea']*3)
+    real = people[1]._same_weights
+    monkeypatch.setattr(people[1], '_same_weights', lambda: (_ for _ in ()).throw(StateError('no')))
+    with pytest.raises(NotKept) as e: model.ingest_batch(people, ['more']*3)
+    assert [*e.value.failed] == ['u1'] and [s.t for s in people] == [2, 1, 2]
+
+def test_a_link_in_place_of_the_state(model, home, tmp_path):
+    s = model.session('ada', home, save_every=2); s.ingest('a')
+    (tmp_path/'elsewhere').write_bytes(b'mine'); (s.dir/'state.safetensors').symlink_to(tmp_path/'elsewhere')
+    assert quiet(s.ingest, 'b').t == 2 and s.problems and (tmp_path/'elsewhere').read_bytes() == b'mine'
+    (s.dir/'state.safetensors').unlink(); assert s.ingest('c').t == 3; s.close()
+    with model.session('ada', home) as s: assert s.t == 3
+
+# ---- locks
+
+def test_a_directory_among_the_temporary_files(model, home):
+    with model.session('ada', home) as s: d = s.dir
+    (d/'.tmp-x').mkdir()
+    for _ in range(2):
+        with model.session('ada', home) as s: s.ingest('tea')
+
+def test_a_lock_that_fails_is_not_held(tmp_path, monkeypatch):
+    (tmp_path/'.tmp-x').write_text('')
+    with monkeypatch.context() as m:
+        m.setattr(type(tmp_path), 'unlink', interrupt)
+        with pytest.raises(KeyboardInterrupt): DirLock(tmp_path).acquire()
+    with DirLock(tmp_path): pass
+
+def test_a_thread_that_got_the_number_of_a_dead_one(model, home, monkeypatch):
+    left = []
+    t = threading.Thread(target=lambda: left.append(model.session('bob', home))); t.start(); t.join()
+    stop = threading.Event(); u = threading.Thread(target=stop.wait); u.start()
+    if u.ident != left[0]._thread and isinstance(left[0]._thread, int): left[0]._thread = u.ident
+    try:
+        with model.session('bob', home, wait=.3): assert left[0].closed
+    finally: stop.set(); u.join()
+
+# ---- links
+
+def test_links_are_not_followed(model, home, tmp_path):
+    with model.session('ada', home) as s: s.ingest('tea'); d = s.dir
+    real = tmp_path/'real'; real.mkdir(); (real/'.tmp-mine').write_text('x'); (real/'deep').mkdir(); (real/'deep'/'.tmp-mine').write_text('y')
+    (d.parent/'link').symlink_to(real); H.user_dir(home, 'eve').joinpath('m').symlink_to(real); (home/'.tmp').mkdir(exist_ok=True); (home/'.tmp'/'l').symlink_to(real)
+    was = tree(real)
+    quiet(users, home); H.sweep(home, deep=True); H.overview(home)
+    assert tree(real) == was
+    for u in ('ada', 'eve'):
+        try: wipe_user(u, home)
+        except StateError as e: assert 'link' in str(e)
+    assert tree(real) == was
+
+# ---- repair
+
+def test_repair_takes_back_a_text_that_was_not_written_whole(model, home):
+    s = model.session('ada', home); s.ingest('tea'); was = logits(s)
+    s.ingest('x'*(3*model.max_tokens)); s._log._clear(3); die(s)
+    (s.dir/'manifest.json').write_text('{')
+    assert model.repair('ada', home).t == 1
+    with warnings.catch_warnings(action='error'), model.session('ada', home) as s: assert s.t == 1 and torch.equal(logits(s), was)
+
+def test_repair_keeps_when_a_memory_began(model, home):
+    with model.session('ada', home, clock=ManualClock(5.), save_every=1) as s: s.ingest('tea')
+    (s.dir/'state.safetensors').write_bytes(b'')
+    assert model.repair('ada', home).done and users(home)[0].created == 5.
+
+def forgot(model, home):
+    "Traces from 8 on, a state of 8, four more inferences since"
+    s = model.session('ada', home, save_every=4, retention=Retention(inferences=2))
+    for i in range(11): s.ingest(text(i))
+    assert s._log.first > 0 and s._new == 3
+    die(s)
+    return s
+
+@pytest.mark.parametrize('harm', ['gone', 'broken'])
+def test_repair_without_the_floor_keeps_the_traces(model, home, harm):
+    s = forgot(model, home); f = s.dir/'traces'/'floor.json'
+    f.unlink() if harm == 'gone' else f.write_text('{')
+    with pytest.raises(StateError): model.session('ada', home)
+    assert model.repair('ada', home, dry=True).t == 11
+    got = model.repair('ada', home); assert got.t == 11 and got.given_up == []
+    with model.session('ada', home) as again: assert again.t == 11 and same(again, s) and not again.problems
+
+def test_a_floor_above_every_segment(model, home):
+    s = forgot(model, home); log = TraceLog.open(s.dir/'traces', s.owner, model.fingerprint)
+    log._floor(log.n); log.close()
+    assert not model.repair('ada', home, dry=True)
+    with model.session('ada', home) as again: assert again.t == 11 and same(again, s); again.ingest('x')
+    with model.session('ada', home) as again: assert again.t == 12
