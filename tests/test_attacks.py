@@ -186,3 +186,61 @@ def test_a_floor_above_every_segment(model, home):
     assert not model.repair('ada', home, dry=True)
     with model.session('ada', home) as again: assert again.t == 11 and same(again, s); again.ingest('x')
     with model.session('ada', home) as again: assert again.t == 12
+
+# ---- the log by itself
+
+def records(n): return dict(x=torch.arange(n).float()[:, None])
+def a_log(path, n=4):
+    log = TraceLog.create(path, dict(x=(1, 'float32')), 'ada', 'f', capacity=4)
+    if n: log.append(torch.arange(n).double(), **records(n))
+    return log
+def kill(log): log._drop()
+def reopened(log, **kw): kill(log); return TraceLog.open(log.dir, 'ada', 'f', **kw)
+
+def test_a_drop_that_fails_does_not_take_what_comes_next(tmp_path, monkeypatch):
+    log = a_log(tmp_path/'log', 3)
+    with monkeypatch.context() as m:
+        m.setattr(TraceLog, '_new_segment', boom)
+        with pytest.raises(OSError): log.drop(3)
+    try: log.append(3., **records(1)); want = 4
+    except StateError: want = 3                                     # or it refuses to go on
+    log = reopened(log); assert len(log) == want and log.first == 0
+
+@pytest.mark.parametrize('what', ['pwrite', 'fdatasync'])
+def test_a_cut_that_fails_stops_the_log(tmp_path, what):
+    log = a_log(tmp_path/'log', 7); log.disk = Broken(what)
+    with pytest.raises(OSError): log.cut(2)
+    with pytest.raises(StateError, match='stopped'): log.append(2., **records(1))
+    log = reopened(log); log.cut(2); log.append(2., **records(1)); log = reopened(log)
+    assert log[:].time.tolist() == [0., 1., 2.] and not log.report.damaged
+
+@pytest.mark.parametrize('at', range(12))
+def test_an_append_interrupted_anywhere(tmp_path, at):
+    "Interrupted at its n-th step; then taken up again, as a session does, with a shorter one"
+    log, steps = a_log(tmp_path/'log', 3), [0]
+    class Stop(L.Disk):
+        def step(self, f, *a):
+            steps[0] += 1
+            if steps[0]-1 == at*2//2 and at % 2: raise KeyboardInterrupt
+            f(*a)
+            if steps[0]-1 == at and not at % 2: raise KeyboardInterrupt
+        def fdatasync(self, fd): self.step(super().fdatasync, fd)
+        def rename(self, a, b): self.step(super().rename, a, b)
+        def fsync(self, d): self.step(super().fsync, d)
+    log.disk = Stop()
+    try: log.append(torch.arange(3, 9).double(), **records(6))
+    except KeyboardInterrupt: assert log._stopped is not None
+    else: log.cut(3)
+    log = reopened(log); log.cut(min(3, len(log))); log.append(3., **records(1)); log = reopened(log)
+    assert log[:].time.tolist() == [0., 1., 2., 3.]
+
+@pytest.mark.parametrize('mode', ['r', 'a'])
+def test_mending_begins_where_segments_follow(tmp_path, mode):
+    log = a_log(tmp_path/'log', 20); kill(log)
+    s = log.dir/'00000001.seg'; s.write_bytes(b'x'*100)
+    with pytest.raises(StateError): TraceLog.open(log.dir, 'ada', 'f', mode=mode)
+    with TraceLog.open(log.dir, 'ada', 'f', mode=mode, mend=True) as log:
+        assert log.first == 12 and log[12:].time.tolist() == list(range(12, 20)) and s.exists() == (mode == 'r')
+    if mode == 'a':
+        with TraceLog.open(log.dir, 'ada', 'f') as log: assert log.first == 12 and log.n == 20 and not log.verify().damaged
+    with pytest.raises(StateError): TraceLog.open(log.dir, 'eve', 'f', mend=True)
