@@ -8,7 +8,7 @@ __all__ = ['MAGIC', 'VERSION', 'HEADER', 'ALIGN', 'SEG_MIN', 'SEG_MAX', 'EXTENT'
            'wipe_log']
 
 # %% ../../nbs/40_log.ipynb #imports
-import bisect, contextlib, hashlib, json, mmap, os, re, secrets, sys, threading, zlib
+import bisect, contextlib, hashlib, json, mmap, os, re, secrets, sys, threading, weakref, zlib
 from collections import namedtuple
 import numpy as np, torch
 from fastcore.basics import AttrDict, patch, store_attr
@@ -120,12 +120,18 @@ class Segment:
 # %% ../../nbs/40_log.ipynb #log-class
 Pointer = namedtuple('Pointer', 'segment offset')
 
+def _abandon(segs, lock):
+    "What a log must give back even if nobody closed it, as after an interrupt while it was opened"
+    while segs: os.close(segs.pop().fd)
+    lock.release()
+
 class TraceLog:
     "An append-only, crash-safe log of fixed-width records in one directory"
     def __init__(self, dir, mode, disk=None, allow_nan=False, largest=SEG_MAX):
         self.dir, self.mode, self.disk, self.allow_nan, self.largest = Path(dir), mode, disk or Disk(), allow_nan, largest
         self.segs, self.n, self.last_time, self.report = [], 0, -np.inf, AttrDict()
         self._lock, self._stopped, self._dirty, self._mutex, self._pid = DirLock(self.dir), None, False, threading.RLock(), os.getpid()
+        weakref.finalize(self, _abandon, self.segs, self._lock)
     @property
     def first(self):
         "Sequence number of the oldest record that is kept"
@@ -141,20 +147,21 @@ def _ready(self:TraceLog, write=False):
     if self.mode == 'closed': raise StateError('log is closed; open it again')
     if write and self.mode != 'a': raise StateError("log was opened with mode='r'; open it with mode='a' to write")
     if write and self._pid != os.getpid(): raise StateError('log belongs to the parent process; a forked child must open its own')
-    if write and self._stopped: raise StateError(f'log stopped after {self._stopped!r}; open it again to continue')
+    if write and self._stopped: raise StateError(f'log stopped after {self._stopped}; open it again to continue')
 
 @patch
 @contextlib.contextmanager
 def _or_stop(self:TraceLog):
     "What fails half way must not be written after: the files say more than this object knows"
     try: yield
-    except BaseException as e: self._stopped = e; raise
+    except BaseException as e: self._stopped = repr(e); raise
 
 @patch
 def _drop(self:TraceLog):
-    for s in self.segs: os.close(s.fd)
-    self.segs, self.mode = [], 'closed'
-    if self._pid == os.getpid(): self._lock.release()
+    self.mode = 'closed'
+    try:
+        while self.segs: os.close(self.segs.pop().fd)
+    finally: self._pid == os.getpid() and self._lock.release()
 
 # %% ../../nbs/40_log.ipynb #close
 @patch
@@ -325,7 +332,7 @@ def append(self:TraceLog,
                 at += len(part)
             if len(rec): self.n, self.last_time, self._dirty = end, float(rec['time'][-1]), True
         except BaseException as e:
-            self._stopped = e
+            self._stopped = repr(e)                       # not `e`, which holds on to this log
             self._undo(had)
             raise
     return seqs
