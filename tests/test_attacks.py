@@ -249,3 +249,132 @@ def test_mending_begins_where_segments_follow(tmp_path, mode):
     if mode == 'a':
         with TraceLog.open(log.dir, 'ada', 'f') as log: assert log.first == 12 and log.n == 20 and not log.verify().damaged
     with pytest.raises(StateError): TraceLog.open(log.dir, 'eve', 'f', mend=True)
+
+def test_a_log_that_nobody_holds_is_free(tmp_path):
+    kill(a_log(tmp_path/'log'))
+    TraceLog.open(tmp_path/'log', 'ada', 'f')                       # as if interrupted before it got its name
+    with TraceLog.open(tmp_path/'log', 'ada', 'f') as log: assert len(log) == 4
+
+# ---- killed, or failing, at every n-th call that changes the disk
+
+OPS = 'open', 'rename', 'replace', 'unlink', 'fsync', 'fdatasync', 'pwrite', 'mkdir', 'rmdir'
+
+class Hook:
+    "Do something at the n-th call of `os` that changes the disk"
+    def __init__(self, at, what): self.n, self.at, self.what, self.real = 0, at, what, {k: getattr(os, k) for k in OPS}
+    def __enter__(self):
+        for k, f in self.real.items(): setattr(os, k, self.wrap(f))
+        return self
+    def __exit__(self, *_):
+        for k, f in self.real.items(): setattr(os, k, f)
+    def wrap(self, f):
+        def call(*a, **k):
+            self.n += 1
+            if self.n == self.at: self.what()
+            return f(*a, **k)
+        return call
+
+def words(model, i): return 'x'*model.max_tokens + str(i) if i % 3 == 1 else text(i)
+
+class Lives:
+    "What a memory is after each of its texts"
+    def __init__(self, model):
+        s = model.session('lives', incognito=True); self.t, self.logits = [0], [logits(s)]
+        for i in range(12): s.ingest(words(model, i)); self.t.append(s.t); self.logits.append(logits(s))
+    def at(self, s):
+        "How many texts a session has lived; it must be exactly one of these states"
+        i = self.t.index(s.t); assert torch.equal(logits(s), self.logits[i]); return i
+
+@pytest.fixture(scope='module')
+def lives(model): return Lives(model)
+
+def again(f):
+    "Do it, and once more if that failed"
+    try: return f()
+    except (OSError, StateError, KeyboardInterrupt): return f()
+
+def a_life(model, home, lives, say):
+    "Texts, saves, retention, a fork, a wipe and openings; a step that fails is done again"
+    kw = dict(save_every=2, retention=Retention(inferences=2))
+    s = again(lambda: model.session('ada', home, **kw))
+    def live(n):
+        for _ in range(n):
+            k = lives.at(s)
+            again(lambda: s.t == lives.t[k] and s.ingest(words(model, k)))
+            assert lives.at(s) == k+1; say(f'told {k+1}')
+    def fork():
+        try: s.fork('eve').close()
+        except StateError as e: assert 'already' in str(e)
+    live(4); again(s.close); s = again(lambda: model.session('ada', home, **kw)); assert lives.at(s) == 4
+    live(3); again(s.load); assert lives.at(s) == 7; again(fork); say('forked 0')
+    say('wiping 0'); again(lambda: s.t and s.wipe()); assert lives.at(s) == 0; say('told 0')
+    live(2); again(s.close)
+
+def judge(model, home, lives, said):
+    "Nothing acknowledged is lost, nothing wiped comes back, nothing temporary is left"
+    words_ = [l.split() for l in said]; known = max([int(n) for w, n in words_ if w == 'told'][-1:], default=0)
+    with quiet(model.session, 'ada', home) as s:
+        i = lives.at(s); assert known <= i <= known+1 or [*words_[-1:]] == [['wiping', '0']] and i == 0
+        s.ingest(words(model, i))
+    with model.session('ada', home) as s: assert lives.at(s) == i+1
+    people = [m.user for m in users(home)]; assert ['forked', '0'] not in words_ or 'eve' in people
+    assert not remains(home)
+    for u in people: wipe_user(u, home)
+    assert not [p for p in home.rglob('*') if p.is_file()]
+
+def count(model, home, lives):
+    with Hook(-1, None) as h: a_life(model, home, lives, lambda w: None)
+    return h.n
+
+def killed_everywhere(model, tmp_path, lives, step):
+    total = count(model, tmp_path/'count', lives); assert total > 150
+    for at in range(1, total+1, step):
+        home, said = tmp_path/f'h{at}', tmp_path/f's{at}'; said.touch()
+        def work():
+            out = said.open('a', buffering=1)
+            with Hook(at, lambda: os.kill(os.getpid(), signal.SIGKILL)): a_life(model, home, lives, lambda w: out.write(w+'\n'))
+        os.waitpid(child(work), 0)
+        judge(model, home, lives, said.read_text().splitlines())
+
+def failing_everywhere(model, tmp_path, lives, what, step):
+    for at in range(1, count(model, tmp_path/'count', lives)+1, step):
+        home, said = tmp_path/f'h{at}', []
+        with Hook(at, what): quiet(a_life, model, home, lives, said.append)
+        judge(model, home, lives, said)
+
+def test_killed_between_disk_operations(model, tmp_path, lives): killed_everywhere(model, tmp_path, lives, 23)
+
+@pytest.mark.parametrize('what', [boom, interrupt])
+def test_a_disk_operation_that_fails(model, tmp_path, lives, what): failing_everywhere(model, tmp_path, lives, what, 29)
+
+@pytest.mark.slow
+def test_killed_between_any_two_disk_operations(model, tmp_path, lives): killed_everywhere(model, tmp_path, lives, 1)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('what', [boom, interrupt])
+def test_any_disk_operation_that_fails(model, tmp_path, lives, what): failing_everywhere(model, tmp_path, lives, what, 1)
+
+# ---- several processes at once
+
+def test_processes_that_fork_wipe_open_and_list(model, home, seconds=3):
+    fair = 'in use', 'nobody called', 'already', 'wiped while', 'anew elsewhere'
+    def work(seed):
+        rng, end = random.Random(seed), time.monotonic()+seconds
+        while time.monotonic() < end:
+            u, what = f'u{rng.randrange(3)}', rng.choice('osfwulo')
+            try:
+                if what == 'o': s = model.session(u, home, wait=1.); s.ingest('tea'); s.close()
+                elif what == 'f':
+                    with model.session(u, home, wait=1.) as s: s.fork(f'e{rng.randrange(3)}').close()
+                elif what == 'w': wipe_user(u, home)
+                elif what == 'u':
+                    with model.session(u, home, wait=1.) as s: s.wipe(); s.ingest('new')
+                elif what == 'l': assert not [r for r in H.overview(home) if r['problem']]
+                else: H.sweep(home, deep=True)
+            except StateError as e: assert any(x in str(e) for x in fair), e
+        os._exit(0)
+    pids = [child(lambda i=i: work(i)) for i in range(3)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in pids] == [0]*3
+    with warnings.catch_warnings(action='error'):
+        for m in users(home): model.session(m.user, home).close()
+    assert not remains(home)
