@@ -219,23 +219,22 @@ def test_a_cut_that_fails_stops_the_log(tmp_path, what):
     log = reopened(log); log.cut(2); log.append(2., **records(1)); log = reopened(log)
     assert log[:].time.tolist() == [0., 1., 2.] and not log.report.damaged
 
-@pytest.mark.parametrize('at', range(12))
+@pytest.mark.parametrize('at', range(8))
 def test_an_append_interrupted_anywhere(tmp_path, at):
     "Interrupted at its n-th step; then taken up again, as a session does, with a shorter one"
     log, steps = a_log(tmp_path/'log', 3), [0]
     class Stop(L.Disk):
         def step(self, f, *a):
             steps[0] += 1
-            if steps[0]-1 == at*2//2 and at % 2: raise KeyboardInterrupt
+            if steps[0]-1 == at and at % 2: raise KeyboardInterrupt
             f(*a)
             if steps[0]-1 == at and not at % 2: raise KeyboardInterrupt
         def fdatasync(self, fd): self.step(super().fdatasync, fd)
         def rename(self, a, b): self.step(super().rename, a, b)
         def fsync(self, d): self.step(super().fsync, d)
     log.disk = Stop()
-    try: log.append(torch.arange(3, 9).double(), **records(6))
-    except KeyboardInterrupt: assert log._stopped is not None
-    else: log.cut(3)
+    try: log.append(torch.arange(3, 9).double(), **records(6)); log.cut(3)
+    except KeyboardInterrupt: assert log._stopped
     log = reopened(log); log.cut(min(3, len(log))); log.append(3., **records(1)); log = reopened(log)
     assert log[:].time.tolist() == [0., 1., 2., 3.]
 
