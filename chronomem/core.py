@@ -7,7 +7,7 @@ __all__ = ['Config', 'Clock', 'ManualClock', 'WallClock', 'seed_all', 'generator
            'load_tensors', 'save_state', 'load_state', 'user_dir', 'DirLock', 'fingerprint', 'data_root', 'require']
 
 # %% ../nbs/00_core.ipynb #imports
-import difflib, errno, functools, hashlib, importlib, importlib.util, json, math, numbers, operator, os, random, stat, sys, tempfile, time, types, typing
+import contextlib, difflib, errno, functools, hashlib, importlib, importlib.util, json, math, numbers, operator, os, random, stat, sys, tempfile, time, types, typing
 from dataclasses import dataclass, fields, MISSING
 from pathlib import Path
 import numpy as np, torch
@@ -404,8 +404,9 @@ class DirLock:
 @patch
 def in_place(self:DirLock) -> bool:
     "Is the locked file still the one in the directory, or was that moved away meanwhile?"
-    here = self.path/'.lock'
-    return not self._fds or here.exists() and os.path.samestat(os.fstat(self._fds[-1]), here.stat())
+    if not self._fds: return True
+    try: return os.path.samestat(os.fstat(self._fds[-1]), (self.path/'.lock').lstat())
+    except FileNotFoundError: return False
 
 # %% ../nbs/00_core.ipynb #dirlock-acquire
 @patch
@@ -414,11 +415,20 @@ def acquire(self:DirLock,
 ):
     "Take the lock or raise `StateError`"
     if self._lock.is_locked: raise StateError(f'{self.path} is already held by this lock')
+    if not self.path.is_dir(): raise FileNotFoundError(errno.ENOENT, 'no directory to lock', str(self.path))   # `filelock` would make one
     try: self._lock.acquire(timeout=timeout)
     except Timeout: raise StateError(f'{self.path} is in use by another session or process: close it first') from None
     _HELD.add(self)
-    for p in self.path.glob('.tmp-*'): p.unlink(missing_ok=True)
+    try: self._clean()
+    except BaseException: self.release(); raise
     return self
+
+@patch
+def _clean(self:DirLock):
+    "Remove what killed writers left half written; one that can't be removed keeps nobody out"
+    for p in self.path.glob('.tmp-*'):
+        if p.is_symlink() or p.is_file():
+            with contextlib.suppress(OSError): p.unlink()
 
 @patch
 def release(self:DirLock):

@@ -14,7 +14,7 @@ from ..backbone.model import ChronoModel
 from ..core import StateError
 from ..then.home import home_dir, memory_dir, sweep, take
 from ..then.log import TraceLog, wipe_log
-from .session import Session
+from .session import Session, _whole_end
 
 # %% ../../nbs/88_repair.ipynb #report
 @dataclass
@@ -33,6 +33,12 @@ def _bare(model, user, home):
     return s
 
 # %% ../../nbs/88_repair.ipynb #sources
+def _manifest_of(s, found):
+    "The manifest, if it is good"
+    try: known = s._manifest(s.dir)
+    except StateError as e: return found.append(str(e))
+    return known or found.append('the manifest is gone')
+
 def _state_of(s, found):
     "Is the saved state good? Then the session has it"
     try: return s._read_state()
@@ -40,26 +46,31 @@ def _state_of(s, found):
     s._blank()
     return False
 
-def _log_of(s, found, mode):
-    "The traces, if they are this person's"
-    try: return TraceLog.open(s.dir/'traces', s.owner, s.model.fingerprint, mode=mode, largest=s.retention.segment)
-    except (StateError, OSError) as e: found.append(f'traces: {e}')
+def _traces_of(s, mode, mend=False):
+    return TraceLog.open(s.dir/'traces', s.owner, s.model.fingerprint, mode=mode, largest=s.retention.segment, mend=mend)
+
+def _log_of(s, found):
+    "The traces, to be read; if they are this person's, as many as hang together"
+    for mend in (False, True):
+        try: return _traces_of(s, 'r', mend)
+        except (StateError, OSError) as e: mend or found.append(f'traces: {e}')
 
 # %% ../../nbs/88_repair.ipynb #follow
 @torch.no_grad()
 def _follow(s, log):
     "Write again what the traces tell beyond the state; the trace that can't be used, or their end"
-    for i in range(log.find(s.t), len(log)):
+    whole = _whole_end(log)
+    for i in range(log.find(s.t), whole):
         r = log.read([i], bad='mask')
         if not r.valid[0] or r.time[0] != s.t: return i
         state, wrote = s.model.lm.memory.write(s.state, r.key.to(s.state.t.device))
         s._keep(state, 1, wrote.open[0].tolist())
-    return len(log)
+    return whole
 
 # %% ../../nbs/88_repair.ipynb #look
-def _look(s, found, lost, mode):
+def _look(s, found, lost):
     "What can be kept: the session holds it afterwards. The log, and where it ends; a log that is useless is None"
-    state, log = _state_of(s, found), _log_of(s, found, mode)
+    state, log = _state_of(s, found), _log_of(s, found)
     if not state and (log is None or log.first > 0 or len(log) and not log.read([0], bad='mask').valid[0]):
         why = 'there are none' if log is None else f'they begin at inference {log.first}' if log.first else 'the first is damaged'
         lost.append(f'everything: the state can not be read, nor made from the traces, as {why}; wipe_user is all that is left')
@@ -68,22 +79,29 @@ def _look(s, found, lost, mode):
         lost.append(f'the traces; the state holds {s.t} inferences')
         return None, 0
     end = _follow(s, log)
-    if end < len(log):
+    if end < _whole_end(log):
         last = float(log.read([len(log)-1], bad='mask').time[0])
         found.append(f'trace {end} of {len(log)} is damaged, or not of inference {s.t}')
-        lost.append(f'{len(log)-end} inferences, from {s.t} on' + (f' to {last:g}' if last >= s.t else ''))
+        lost.append(f'{_whole_end(log)-end} inferences, from {s.t} on' + (f' to {last:g}' if last >= s.t else ''))
     return log, end
 
 # %% ../../nbs/88_repair.ipynb #carry-out
-def _carry_out(s, log, end):
+def _carry_out(s, log, end, created):
     s._save(s.dir)
-    if log is not None and end == len(log) > 0: log.close()
-    elif log is not None and end >= log.first and log.find(s.t) == end: log.cut(end); log.close()
+    usable = log is not None and (end == _whole_end(log) > 0 or end >= log.first and log.find(s.t) == end)
+    if log is not None: log.close()
+    if usable:
+        with _reopened(s) as log:
+            if end < len(log): log.cut(end)
     else:
-        if log is not None: log.close()
         if (s.dir/'traces').exists(): wipe_log(s.dir/'traces')
         s._begin(s.dir, s.t).close()
-    s._first_manifest(s.dir)
+    s._first_manifest(s.dir, created)
+
+def _reopened(s):
+    "The traces, to be changed"
+    try: return _traces_of(s, 'a')
+    except StateError: return _traces_of(s, 'a', mend=True)
 
 # %% ../../nbs/88_repair.ipynb #repair
 @patch
@@ -100,11 +118,10 @@ def repair(self:ChronoModel,
     lock, found, lost = take(dir), [], []
     try:
         s = _bare(self, user, home)
-        try: s._manifest(dir) or found.append('the manifest is gone')
-        except StateError as e: found.append(str(e))
-        log, end = _look(s, found, lost, 'r' if dry else 'a')
+        known = _manifest_of(s, found)
+        log, end = _look(s, found, lost)
         hopeless = any(l.startswith('everything') for l in lost)
-        if found and not dry and not hopeless: _carry_out(s, log, end)
+        if found and not dry and not hopeless: _carry_out(s, log, end, known and known.created)
         elif log is not None: log.close()
     finally: lock.release()
     if hopeless and not dry: raise StateError(f'{user!r}: nothing can be kept. ' + '; '.join(found + lost))

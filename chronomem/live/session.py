@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import AttrDict, patch
 from ..backbone.model import ChronoModel
-from ..core import Config, StateError, WallClock, _sync_dir, load_state, save_state, user_dir
+from ..core import Config, DirLock, StateError, WallClock, _sync_dir, load_state, save_state, user_dir
 from ..ladder.ladder import LadderState
 from ..senses.m4 import M4Token
 from ..then.home import Manifest, erase, home_dir, memory_dir, overview, read_manifest, scratch, sweep, take, users, wipe_user, write_manifest
@@ -53,10 +53,12 @@ class Session:
         if model.lm.memory.wants_hint: raise ValueError("model: its ladder wants a hint of surprise (score='hint' or width), which traces don't keep; expected another score for sessions")
         self.model, self.user, self.home, self.incognito, self.clock = model, user, home_dir(home), incognito, clock or WallClock()
         self.save_every, self.retention, self.wait, self.dir = save_every, retention or Retention(), wait, memory_dir(self.home, user, model.name, create=False)
-        self.closed, self.problems, self._pid, self._thread = False, [], os.getpid(), threading.get_ident()
+        self.closed, self.problems, self._pid, self._thread = False, [], os.getpid(), threading.current_thread()
         self._busy, self._epoch, self._files = threading.RLock(), 0, AttrDict(lock=None, log=None)
         self._blank()
-        if not incognito: self._open()
+        if incognito: return
+        try: self._open()
+        except BaseException: self.closed = True; raise
     @property
     def t(self): return int(self.state.t[0])
     @property
@@ -105,21 +107,26 @@ def _let_go(files, pid):
 @patch
 def _claim(self:Session):
     "Become the session of this process that has the directory"
-    until, alive = time.monotonic()+self.wait, lambda s: s._thread in {t.ident for t in threading.enumerate()}
+    until = time.monotonic()+self.wait
     while True:
         with _TURN:
             old = _OPEN.get(str(self.dir))
             if old in (None, self) or old.closed or old._pid != os.getpid(): _OPEN[str(self.dir)] = self; return
-        if old._thread == threading.get_ident() or not alive(old): old.close()
+        ours = old._thread is threading.current_thread() or not old._thread.is_alive()
+        if ours and old._busy.acquire(timeout=.02):        # not for ever: its user may be waiting for us
+            try: old.close()
+            finally: old._busy.release()
         elif time.monotonic() > until: raise StateError(f'{self.user!r} is in use by another thread, which did not close its session within {self.wait:g} s')
         del old
         with _TURN: _TURN.wait(.02)
 
 # %% ../../nbs/82_session.ipynb #open
-def _lock_up(self):
+def _lock_up(self, files):
     "Make the directory and lock it; a wipe in the same moment may take it away"
     for last in (False, False, True):
-        try: return take(memory_dir(self.home, self.user, self.model.name), .2)
+        try:
+            files.lock = DirLock(memory_dir(self.home, self.user, self.model.name))
+            return take(files.lock, .2)
         except FileNotFoundError:
             if last: raise
 
@@ -128,15 +135,15 @@ def _open(self:Session):
     "Take the directory, and read what it holds"
     self._claim()
     files = self._files = AttrDict(lock=None, log=None)
+    self._end = weakref.finalize(self, _let_go, files, self._pid)
     try:
         sweep(self.home)
-        files.lock = _lock_up(self)
+        _lock_up(self, files)
         self.load()
     except BaseException:
-        self.closed = True
-        _let_go(files, self._pid)
+        self._files = AttrDict(lock=None, log=None)
+        self._end()
         raise
-    self._end = weakref.finalize(self, _let_go, files, self._pid)
 
 @patch(as_prop=True)
 def _log(self:Session): return self._files.log
@@ -153,9 +160,9 @@ def _manifest(self:Session, dir):
     raise StateError(f'{self.user!r}: this memory was made by {got.model!r} ({got.fingerprint}), expected {m.name!r} ({m.fingerprint}); open it with its own model, or wipe_user it')
 
 @patch
-def _first_manifest(self:Session, dir):
-    m = self.model
-    write_manifest(dir, Manifest(self.user, m.name, m.fingerprint, float(self.clock.now()), m.lm.config.to_dict(), _versions()))
+def _first_manifest(self:Session, dir, created=None):
+    m, created = self.model, float(self.clock.now()) if created is None else created
+    write_manifest(dir, Manifest(self.user, m.name, m.fingerprint, created, m.lm.config.to_dict(), _versions()))
 
 # %% ../../nbs/82_session.ipynb #load
 @patch
@@ -163,13 +170,20 @@ def load(self:Session):
     "Go back to what the disk holds: the saved state, and every trace since"
     with self._alone():
         if self.incognito: raise StateError('incognito: there is nothing on disk')
-        known = self._manifest(self.dir)
-        self._blank()
-        there = self._read_state()
-        if self._log is None: self._files.log = self._traces(self.dir, known, there)
-        self._look()
-        self._replay()
-        if not known: self._first_manifest(self.dir)
+        if self._files.lock is None: return self._open() if self.dir.exists() else self._blank()
+        was = self.state, self.writes, self._new
+        try: self._load()
+        except BaseException: self.state, self.writes, self._new = was; raise
+
+@patch
+def _load(self:Session):
+    known = self._manifest(self.dir)
+    self._blank()
+    there = self._read_state()
+    if self._log is None: self._files.log = self._traces(self.dir, known, there)
+    self._look()
+    self._replay()
+    if not known: self._first_manifest(self.dir)
 
 @patch
 def _read_state(self:Session):
@@ -234,8 +248,8 @@ def _replay(self:Session):
 # %% ../../nbs/82_session.ipynb #save
 @patch
 def _keep(self:Session, state, n, opened):
-    self.state, self._new = state, self._new+n
-    for name, k in zip(self.writes, opened): self.writes[name] += k
+    writes = {name: had+k for (name, had), k in zip(self.writes.items(), opened)}
+    self.state, self.writes, self._new = state, writes, self._new+n      # an interrupt finds all of it or nothing
 
 @patch
 def _save(self:Session, dir):
@@ -247,7 +261,8 @@ def save(self:Session):
     "Write the state to disk, in one step; then let go of the traces that needn't be kept"
     with self._alone():
         if self.incognito: raise StateError('incognito: nothing is ever saved')
-        if self._log is None: return
+        if self._files.lock is None: return
+        if self._log is None: self._write_ready(self.t)
         self._same_weights()
         self._save(self.dir)
         self._new = 0
@@ -259,9 +274,9 @@ def _same_weights(self:Session):
     if self._log.meta['fingerprint'] != self.model.fingerprint: raise StateError(f'{self.user!r}: the weights of the memory changed while its session was open; not saved')
 
 @patch
-def _autosave(self:Session):
+def _autosave(self:Session, *more):
     try: self.save()
-    except OSError as e: self._problem(f'its state could not be saved ({e}); the traces hold what happened since, and it is tried again')
+    except (OSError, *more) as e: self._problem(f'its state could not be saved ({e}); the traces hold what happened since, and it is tried again')
 
 # %% ../../nbs/82_session.ipynb #retain
 @patch
@@ -299,7 +314,8 @@ def close(self:Session):
     with self._busy:
         if self.closed: return
         try:
-            if self._new and self._log is not None: self._autosave()
+            if self._files.lock is not None: self._agree()
+            if self._new and self._files.lock is not None: self._autosave()
         finally: self._forget_files()
 
 @patch
@@ -344,22 +360,31 @@ def _commit(self:Session, h, state, opened):
     "A text's traces on disk, then its state; nothing changes if that fails"
     n, t = len(h), self.t
     if not self.incognito:
-        self._write_ready()
+        self._write_ready(t)
         pieces = torch.arange(n)
         self._log.append((t+pieces).double(), key=h.cpu(), at=torch.full((n, 1), float(self.clock.now()), dtype=torch.float64), left=(n-1-pieces)[:, None].int())
     self._keep(state, n, opened)
-    if self._new >= self.save_every and not self.incognito: self._autosave()
+    if self._new >= self.save_every and not self.incognito: self._autosave(StateError)   # it is kept, whatever comes of this
 
 @patch
-def _write_ready(self:Session):
+def _write_ready(self:Session, t):
     "A log that can be written to: after a wipe a new one, after a failure the old one, looked through"
-    if self._files.lock is None: return self._open()
+    if self._files.lock is None:
+        self._open()
+        if self.t != t: raise StateError(f'{self.user!r} was begun anew elsewhere meanwhile; this session has that memory now, tell it again')
+        return
     if self._log is None or self._log._stopped:
-        if self._log is not None: self._log.close()
-        self._files.log = None
-        self._files.log = log = self._traces(self.dir)
-        log.cut(log.find(self.t))
+        log, self._files.log = self._log, None
+        if log is not None: log.close()
+        self._files.log = self._traces(self.dir)
+    self._agree()
     self._same_weights()
+
+@patch
+def _agree(self:Session):
+    "Take back traces that the state doesn't hold: of a text that failed or was interrupted"
+    log = self._log
+    if log is not None and not log._stopped and log.last_time >= self.t: log.cut(log.find(self.t))
 
 # %% ../../nbs/82_session.ipynb #together
 def _together(model, sessions, texts):
@@ -399,8 +424,9 @@ def _live(model, sessions, rows, epochs=None):
         out, failed = [], {}
         for s, r, c, *new, pi in zip(sessions, rows, cut, h, states, wrote, p):
             try: s._commit(*new)
-            except OSError as e: failed[s.user] = e; out.append(None); continue
+            except (OSError, StateError) as e: failed[s.user] = e; out.append(None); continue
             out.append(Wrote(s.t, len(r), len(c), dict(zip(s.writes, new[2])), dict(zip(s.writes, pi))))
+    if len(sessions) == 1 and isinstance(failed.get(s.user), StateError): raise failed[s.user]
     if failed: raise NotKept(failed, [s.user for s, w in zip(sessions, out) if w], out) from next(iter(failed.values()))
     return out
 
@@ -410,7 +436,7 @@ def ingest_batch(self:ChronoModel,
     texts,     # one text or text token for each
     role=None  # as in `Session.ingest`
 ) -> list:     # one `Wrote` for each
-    "Many people at once, in one pass; `NotKept` if the disk failed for some, and only for those"
+    "Many people at once, in one pass; `NotKept` if it failed for some, and only for those"
     sessions, texts = _together(self, sessions, texts)
     with _hold(sessions): pass
     return _live(self, sessions, [self._row(x, role) for x in texts])
@@ -440,7 +466,7 @@ def ask_batch(self:ChronoModel,
     out = self.answer(states, [self._prompt(q) for q in questions], max_new_tokens, **kw)
     if not remember: return out
     try: _live(self, sessions, [self._exchange(*qa) for qa in zip(questions, out)], epochs)
-    except NotKept as e: e.answers = out; raise
+    except (NotKept, StateError) as e: e.answers = out; raise
     return out
 
 @patch
@@ -511,18 +537,25 @@ def _copy(self:Session, new):
 def wipe(self:Session) -> AttrDict:  # inferences forgotten, traces, files and bytes removed
     "Forget everything, in memory and on disk; the session is empty and can go on"
     with self._alone():
-        log, held = self._log, self._files.lock is not None
+        log = self._log
         out = AttrDict(t=self.t, traces=len(log)-log.first if log is not None else 0, files=0, bytes=0)
-        self._epoch += 1
-        self._blank()
-        self.problems.clear()
-        if held:
-            if log is not None: log.close()
-            out |= erase(self.dir, self.home)
-            self._end()
-            self._files = AttrDict(lock=None, log=None)
+        try:
+            if log is not None: log.close(mark=False)
+            if self._files.lock is not None: out |= erase(self.dir, self.home)
+        finally: self._wiped()
         if not self.incognito: sweep(self.home)
     return out
+
+@patch
+def _wiped(self:Session):
+    "Forget what the disk no longer holds; a wipe that couldn't even begin has changed nothing"
+    lock, self._files.log = self._files.lock, None
+    if lock is not None and self.dir.exists() and lock.in_place(): return
+    self._epoch += 1
+    self._blank()
+    self.problems.clear()
+    if lock is not None: self._end()
+    self._files = AttrDict(lock=None, log=None)
 
 # %% ../../nbs/82_session.ipynb #stats
 @patch

@@ -7,7 +7,7 @@ __all__ = ['home_dir', 'memory_dir', 'Manifest', 'write_manifest', 'read_manifes
            'overview', 'users', 'wipe_user']
 
 # %% ../../nbs/44_home.ipynb #imports
-import contextlib, difflib, hashlib, json, os, secrets, shutil, tempfile, warnings
+import contextlib, difflib, hashlib, json, os, secrets, shutil, tempfile, time, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -76,11 +76,21 @@ def _attic(home):
     return d
 
 def _dead(d):
-    "Remove a temporary directory, unless somebody holds it"
+    "Remove what is temporary, unless somebody holds it; a link goes, not what it points to"
+    if d.is_symlink() or d.is_file():
+        with contextlib.suppress(OSError): d.unlink()
+        return
     try: lock = DirLock(d).acquire()
     except (StateError, OSError): return
     try: shutil.rmtree(d, ignore_errors=True)
     finally: lock.release()
+
+def _half_written(home):
+    "Directories of people in which a killed writer's file lies"
+    for d, dirs, files in os.walk(home):               # which follows no links
+        depth = len(Path(d).relative_to(home).parts)
+        if depth == 0: dirs[:] = [n for n in dirs if len(n) == 2]
+        if depth > 1 and any(n.startswith('.tmp-') for n in files): yield Path(d)
 
 def sweep(
     home,            # directory of all users
@@ -89,7 +99,7 @@ def sweep(
     "Remove what forks and wipes left behind that were killed"
     for pattern in ('.tmp/*', *(('??/.fork-*', '??/.gone-*') if deep else ())):
         for d in Path(home).glob(pattern): _dead(d)
-    for d in {p.parent for p in Path(home).glob('??/*/**/.tmp-*')} if deep else ():
+    for d in _half_written(home) if deep else ():
         with contextlib.suppress(StateError, OSError): DirLock(d).acquire().release()   # which removes a killed writer's files
 
 # %% ../../nbs/44_home.ipynb #scratch
@@ -115,14 +125,16 @@ def scratch(
 
 # %% ../../nbs/44_home.ipynb #take
 def take(
-    dir,              # directory of a memory
+    dir,              # directory of a memory, or its `DirLock`
     timeout:float=0.  # seconds to wait for another holder
 ) -> DirLock:
     "Lock a memory; `StateError` if it is in use, or was wiped in the same moment"
-    lock = DirLock(dir).acquire(timeout)
-    if lock.in_place(): return lock
+    lock = dir if isinstance(dir, DirLock) else DirLock(dir)
+    try:
+        if lock.acquire(timeout).in_place(): return lock
+    except BaseException: lock.release(); raise
     lock.release()
-    raise StateError(f'{dir} was wiped while it was opened; open it again')
+    raise StateError(f'{lock.path} was wiped while it was opened; open it again')
 
 # %% ../../nbs/44_home.ipynb #erase
 def erase(
@@ -134,13 +146,33 @@ def erase(
     gone = _attic(home)/f'gone-{secrets.token_hex(8)}'
     os.rename(dir, gone)
     _sync_dir(dir.parent)
-    shutil.rmtree(gone, ignore_errors=True)
+    for wait in (0., *[.02]*20):                       # a sweep of another process may be looking into it
+        time.sleep(wait)
+        shutil.rmtree(gone, ignore_errors=True)
+        if not gone.exists(): break
     _sync_dir(gone.parent)
     if gone.exists(): raise StateError(f'{gone} could not be deleted whole; delete it by hand')
     with contextlib.suppress(OSError): dir.parent.rmdir()   # the person's, if no other model has a memory there
     return AttrDict(files=len(sizes), bytes=sum(sizes))
 
 # %% ../../nbs/44_home.ipynb #overview
+def _bytes(d):
+    "Bytes of the files in a directory, some of which may vanish meanwhile"
+    total = 0
+    for at, _, files in os.walk(d):
+        for n in files:
+            with contextlib.suppress(FileNotFoundError): total += os.lstat(os.path.join(at, n)).st_size
+    return total
+
+def _unborn(d):
+    "Is there no memory yet, or no more? Nothing is in it, or somebody is just making it"
+    try:
+        if {p.name for p in d.iterdir()} <= {'.lock'}: return True
+        if (d/'manifest.json').exists(): return False
+        DirLock(d).acquire().release()
+    except (StateError, OSError): return True
+    return False
+
 def overview(
     home=None  # directory of all users
 ) -> list:     # a dict each: user, model, created, bytes, problem ('' if none), dir; oldest first, unreadable ones last
@@ -148,11 +180,11 @@ def overview(
     home, out = home_dir(home), []
     sweep(home, deep=True)
     for d in home.glob('??/[!.]*/[!.]*'):
-        if not d.is_dir(): continue
-        row = dict(user=None, model=None, created=None, bytes=sum(p.stat().st_size for p in d.rglob('*') if p.is_file()), problem='', dir=str(d))
+        if not d.is_dir() or d.is_symlink() or d.parent.is_symlink() or _unborn(d): continue
+        row = dict(user=None, model=None, created=None, bytes=_bytes(d), problem='', dir=str(d))
         try: row |= {k: getattr(read_manifest(d), k) for k in ('user', 'model', 'created')}
         except (StateError, OSError) as e: row['problem'] = str(e)
-        out.append(row)
+        if d.exists(): out.append(row)
     return sorted(out, key=lambda r: (r['created'] is None, r['created'] or 0., r['dir']))
 
 # %% ../../nbs/44_home.ipynb #users
@@ -163,7 +195,11 @@ def users(
     rows = overview(home)
     for r in rows:
         if r['problem']: warnings.warn(r['problem'], stacklevel=2)
-    return [read_manifest(r['dir']) for r in rows if not r['problem']]
+    out = []
+    for r in rows:
+        with contextlib.suppress(FileNotFoundError):      # wiped since
+            if not r['problem']: out.append(read_manifest(r['dir']))
+    return out
 
 # %% ../../nbs/44_home.ipynb #wipe-user
 def _nobody(user, home, model):
@@ -182,8 +218,8 @@ def wipe_user(
     home = home_dir(home)
     sweep(home, deep=True)
     root = user_dir(home, user, create=False)
-    found = sorted(d for d in root.glob('*') if d.is_dir()) if model is None else [memory_dir(home, user, model, create=False)]
-    if model is None and any(p.is_file() for p in root.glob('*')): found.append(root)
+    found = sorted(d for d in root.glob('*') if d.is_dir() and not d.is_symlink()) if model is None else [memory_dir(home, user, model, create=False)]
+    if model is None and any(not p.is_dir() or p.is_symlink() for p in root.glob('*')): found.append(root)
     if not (found := [d for d in found if d.exists()]): raise _nobody(user, home, model)
     with contextlib.ExitStack() as held:
         for d in found: held.callback(take(d).release)

@@ -8,7 +8,7 @@ __all__ = ['MAGIC', 'VERSION', 'HEADER', 'ALIGN', 'SEG_MIN', 'SEG_MAX', 'EXTENT'
            'wipe_log']
 
 # %% ../../nbs/40_log.ipynb #imports
-import bisect, contextlib, hashlib, json, mmap, os, re, secrets, sys, threading, zlib
+import bisect, contextlib, hashlib, json, mmap, os, re, secrets, sys, threading, weakref, zlib
 from collections import namedtuple
 import numpy as np, torch
 from fastcore.basics import AttrDict, patch, store_attr
@@ -120,12 +120,18 @@ class Segment:
 # %% ../../nbs/40_log.ipynb #log-class
 Pointer = namedtuple('Pointer', 'segment offset')
 
+def _abandon(segs, lock):
+    "What a log must give back even if nobody closed it, as after an interrupt while it was opened"
+    while segs: os.close(segs.pop().fd)
+    lock.release()
+
 class TraceLog:
     "An append-only, crash-safe log of fixed-width records in one directory"
     def __init__(self, dir, mode, disk=None, allow_nan=False, largest=SEG_MAX):
         self.dir, self.mode, self.disk, self.allow_nan, self.largest = Path(dir), mode, disk or Disk(), allow_nan, largest
         self.segs, self.n, self.last_time, self.report = [], 0, -np.inf, AttrDict()
         self._lock, self._stopped, self._dirty, self._mutex, self._pid = DirLock(self.dir), None, False, threading.RLock(), os.getpid()
+        weakref.finalize(self, _abandon, self.segs, self._lock)
     @property
     def first(self):
         "Sequence number of the oldest record that is kept"
@@ -141,21 +147,31 @@ def _ready(self:TraceLog, write=False):
     if self.mode == 'closed': raise StateError('log is closed; open it again')
     if write and self.mode != 'a': raise StateError("log was opened with mode='r'; open it with mode='a' to write")
     if write and self._pid != os.getpid(): raise StateError('log belongs to the parent process; a forked child must open its own')
-    if write and self._stopped: raise StateError(f'log stopped after {self._stopped!r}; open it again to continue')
+    if write and self._stopped: raise StateError(f'log stopped after {self._stopped}; open it again to continue')
+
+@patch
+@contextlib.contextmanager
+def _or_stop(self:TraceLog):
+    "What fails half way must not be written after: the files say more than this object knows"
+    try: yield
+    except BaseException as e: self._stopped = repr(e); raise
 
 @patch
 def _drop(self:TraceLog):
-    for s in self.segs: os.close(s.fd)
-    self.segs, self.mode = [], 'closed'
-    if self._pid == os.getpid(): self._lock.release()
+    self.mode = 'closed'
+    try:
+        while self.segs: os.close(self.segs.pop().fd)
+    finally: self._pid == os.getpid() and self._lock.release()
 
 # %% ../../nbs/40_log.ipynb #close
 @patch
-def close(self:TraceLog):
+def close(self:TraceLog,
+    mark:bool=True  # write the mark; needless if the log is about to be deleted
+):
     "Mark the end, let go of files and lock; tensors made earlier stay readable"
     with self._mutex:
         try:
-            if self.mode == 'a' and self._dirty and not self._stopped and self._pid == os.getpid():
+            if mark and self.mode == 'a' and self._dirty and not self._stopped and self._pid == os.getpid():
                 rec = np.zeros(1, self.dtype); rec['flags'], rec['time'] = MARK, self.last_time
                 self._commit(self.segs[-1], seal(rec, self.n, self.n, self.tag))
         finally: self._drop()
@@ -286,8 +302,8 @@ def _undo(self:TraceLog, had):
 
 @patch
 def _remove(self:TraceLog, s):
-    os.close(s.fd)
     self.segs.remove(s)
+    os.close(s.fd)
     for n in self._names(rf'{s.number:08d}\.(seg|torn)'): self.disk.unlink(self.dir/n)
 
 # %% ../../nbs/40_log.ipynb #append
@@ -307,18 +323,18 @@ def append(self:TraceLog,
         self._ready(write=True)
         rec = self._pack(time, fields)
         at, end, had = self.n, self.n+len(rec), len(self.segs)
+        seqs = torch.arange(at, end)
         try:
             while at < end:
                 if at == self.segs[-1].end: self._new_segment(self._next_size(), rec['time'][at-self.n], at)
                 part = rec[at-self.n : min(end, self.segs[-1].end)-self.n]
                 self._commit(self.segs[-1], seal(part, at, at, self.tag))
                 at += len(part)
+            if len(rec): self.n, self.last_time, self._dirty = end, float(rec['time'][-1]), True
         except BaseException as e:
-            self._stopped = e
+            self._stopped = repr(e)                       # not `e`, which holds on to this log
             self._undo(had)
             raise
-        if len(rec): self._dirty, self.last_time = True, float(rec['time'][-1])
-        seqs, self.n = torch.arange(self.n, end), end
     return seqs
 
 # %% ../../nbs/40_log.ipynb #pointer
@@ -434,6 +450,9 @@ def _scan(self:TraceLog):
 # %% ../../nbs/40_log.ipynb #recover
 @patch
 def _recover(self:TraceLog):
+    if not self.segs:                                 # a reader, and all is below the floor
+        self.report = AttrDict(records=self.n, watermark=self.n, clean=True, cut_bytes=0, kept_in=None, damaged=[])
+        return
     s, scan, name = self.segs[-1], self._scan(), None
     if self.mode == 'a' and scan.tail:
         fd = self._file(name := f'{s.number:08d}.torn', 'O_CREAT', 'O_RDWR')
@@ -482,11 +501,30 @@ def _load(self:TraceLog, owner, fingerprint):
     if not (names := self._names()): raise StateError(f'dir: no trace log in {self.dir}')
     for k, name in enumerate(names, int(names[0][:8])): self._header(k, name, owner, fingerprint)
     floor = self.n = self._floor()
-    for s in [s for s in self.segs if s.first < floor]: self._remove(s) if self.mode == 'a' else self.segs.remove(s) or os.close(s.fd)
-    if not self.segs and self.mode == 'a': self._new_segment(self._first_size(), 0., floor)
+    old = [s for s in self.segs if s.first < floor]
+    if old == self.segs and self.mode == 'a': self._new_segment(self._first_size(), 0., floor)   # never a moment without any
+    for s in old: self._remove(s) if self.mode == 'a' else self.segs.remove(s) or os.close(s.fd)
     for s, after in zip(self.segs, self.segs[1:]): s.end = min(s.end, max(after.first, s.first))   # closed before it was full
     for s, at in zip(self.segs, [floor, *(s.end for s in self.segs)]):
         if s.first != at: raise StateError(f'{s.number:08d}.seg: does not follow the segment before it; one is missing or of another log')
+
+# %% ../../nbs/40_log.ipynb #mend
+@patch
+def _mend(self:TraceLog, owner, fingerprint):
+    "Keep the last readable segments that follow each other, and set the floor to where they begin"
+    for name in self._names():
+        try: self._header(int(name[:8]), name, owner, fingerprint)
+        except StateError as e: os.close(self.segs.pop().fd); problem = e
+    if not self.segs: raise problem
+    follows = lambda a, b: a.number+1 == b.number and a.first <= b.first <= a.end
+    k = next((i for i in reversed(range(1, len(self.segs))) if not follows(*self.segs[i-1:i+1])), 0)
+    old, names = self.segs[:k], {f'{s.number:08d}.seg' for s in self.segs[k:]}
+    for s in old: self.segs.remove(s); os.close(s.fd)
+    if self.mode == 'a':
+        self._floor(self.first)
+        for n in {*self._names()} - names: self.disk.unlink(self.dir/n)
+    self.n = self.first
+    for s, after in zip(self.segs, self.segs[1:]): s.end = after.first
 
 # %% ../../nbs/40_log.ipynb #open
 @patch(cls_method=True)
@@ -498,12 +536,13 @@ def open(cls:TraceLog,
     allow_nan:bool=False,  # accept NaN and infinity in appends
     disk:Disk=None,        # the door to the disk
     largest:int=SEG_MAX,   # bytes of the largest new segment
+    mend:bool=False,       # begin at the last segments that are whole and follow each other, whatever is wrong before them
 ):
     "Open a log, cut a torn tail, and say so in `report`"
     if mode not in ('a', 'r'): raise StateError(f"mode: got {mode!r}, expected 'a' or 'r'")
     if not os.path.isdir(dir): raise StateError(f'dir: no trace log in {os.fspath(dir)}')
     self = cls(dir, mode, disk, allow_nan, largest)
-    try: self._enter(); self._load(owner, fingerprint); self._recover()
+    try: self._enter(); (self._mend if mend else self._load)(owner, fingerprint); self._recover()
     except BaseException: self._drop(); raise
     return self
 
@@ -528,11 +567,12 @@ def cut(self:TraceLog,
     with self._mutex:
         self._ready(write=True)
         if not self.first <= n <= self.n: raise IndexError(f'n: got {n}, expected {self.first} … {self.n}')
-        while self.segs[-1].first > n or self.segs[-1].first == n > self.first: self._remove(self.segs[-1])
-        self.n, self._dirty = n, True
-        self._clear(n)
-        self.disk.fdatasync(self.segs[-1].fd)
-        self.last_time = self._time_at(n-1)
+        with self._or_stop():
+            while self.segs[-1].first > n or self.segs[-1].first == n > self.first: self._remove(self.segs[-1])
+            self.n, self._dirty = n, True
+            self._clear(n)
+            self.disk.fdatasync(self.segs[-1].fd)
+            self.last_time = self._time_at(n-1)
 
 # %% ../../nbs/40_log.ipynb #roll
 @patch
@@ -542,8 +582,8 @@ def roll(self:TraceLog):
         self._ready(write=True)
         last = self.segs[-1]
         if self.n == last.first: return
-        self._new_segment(self._first_size(), self.last_time, self.n)
         last.end = self.n
+        with self._or_stop(): self._new_segment(self._first_size(), self.last_time, self.n)
 
 # %% ../../nbs/40_log.ipynb #drop
 @patch
@@ -557,8 +597,8 @@ def drop(self:TraceLog,
         all_of_it = last.first < self.n <= before
         floor = self.n if all_of_it else max([s.end for s in self.segs[:-1] if s.end <= before], default=was)
         if floor == was: return 0
+        if all_of_it: self.roll()                         # first: what comes next must not lie in a segment below the floor
         self._floor(floor)
-        if all_of_it: self.roll()
         for s in [s for s in self.segs if s.first < floor]: self._remove(s)
         self.disk.fsync(self.dir)
         return floor-was
