@@ -133,44 +133,71 @@ def _attempt(lm, what, f):
     try: return f()
     except Exception as e: _refuse(lm, f'{what} ended in {type(e).__name__}: {str(e).strip()[:200]}')
 
+def _own_logits(lm, ids, exact):
+    "What the model makes of token ids [2,L] that differ in the last one"
+    own = _attempt(lm, 'a pass over ids', lambda: _bare(lm)(input_ids=ids).logits)
+    if own.shape[:2] != ids.shape: _refuse(lm, f'its logits have shape {list(own.shape)}, expected one row per token, {[*ids.shape, "V"]}')
+    if not _alike(own[0, :-1], own[1, :-1], exact): _refuse(lm, 'later tokens change earlier predictions, expected a causal LM')
+    return own
+
+# %% ../../nbs/50_backbone.ipynb #find-decoder
+def _find_decoder(lm, emb, own, exact):
+    "Name of the module that is handed the embeddings [2,L,d]"
+    bare, given = _bare(lm), emb.clone()
+    with _fed(bare, given) as fed:
+        logits = _attempt(lm, 'a pass over embeddings', lambda: bare(inputs_embeds=given).logits)
+    if not _alike(logits, own, exact): _refuse(lm, 'embeddings don\'t make the logits that their token ids make; it needs the ids themselves')
+    return fed[0] if fed else bare.base_model_prefix
+
+def _find_first(self, emb, own, exact):
+    "The position that the first token gets: 0, or the one after the padding id; and the width of hidden states"
+    mask, pad = torch.ones(emb.shape[:2], dtype=torch.long, device=emb.device), getattr(self.bare.config, 'pad_token_id', 0) or 0
+    for first in dict.fromkeys((0, pad+1)):
+        self._first = first
+        h = _attempt(self.lm, 'its decoder alone', lambda: self.hidden(emb, mask).last_hidden_state)
+        if _alike(_attempt(self.lm, 'its LM head alone', lambda: self.head(h)), own, exact): return first, h.shape[-1]
+    _refuse(self.lm, 'hidden states don\'t make the logits that the whole model makes')
+
+# %% ../../nbs/50_backbone.ipynb #find-padding
 def _indexed(c):
     "Does attention pick its tokens from a list that dead tokens can displace, in prompts longer than these?"
     t = c.get_text_config(decoder=True)
-    return any(getattr(t, k, None) for k in ('index_topk', 'index_n_heads', 'index_head_dim')) or any('index' in str(k) or 'compress' in str(k) for k in getattr(t, 'layer_types', None) or ())
+    sparse = any(getattr(t, k, None) for k in ('index_topk', 'index_n_heads', 'index_head_dim'))
+    return sparse or any('index' in str(k) or 'compress' in str(k) for k in getattr(t, 'layer_types', None) or ())
 
-def _generation_pads(self, emb, more, dead, exact):
-    "Do dead tokens in front change nothing in generation, whose later steps count by the cache?"
-    def new(e, k): return torch.stack(self._generate(e, k, max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True).logits)
-    try: return _alike(new(more, dead), new(emb, dead[:, 3:]), exact)
+def _pads(self, padded, mask, own, exact):
+    "Do three dead tokens in front of a prompt change nothing?"
+    if _indexed(self.bare.config): return False
+    try: return _alike(self.head(self.hidden(padded, mask).last_hidden_state[:, 3:]), own, exact)
     except Exception: return False
 
+def _generation_pads(self, emb, padded, mask, exact):
+    "Do dead tokens in front change nothing in generation, whose later steps count by the cache?"
+    kw = dict(max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True)
+    def new(e, m): return torch.stack(self._generate(e, m, **kw).logits)
+    try: return _alike(new(padded, mask), new(emb, mask[:, 3:]), exact)
+    except Exception: return False
+
+# %% ../../nbs/50_backbone.ipynb #examine-all
 def _examine(self):
     "Find the decoder, its width and how it takes padding; refuse a model with which a memory would be wrong"
-    lm, bare = self.lm, self.bare
-    exact, ids = not getattr(bare, 'is_quantized', False), _probe_ids(lm).to(lm.get_input_embeddings().weight.device)
+    lm, bare, E = self.lm, self.bare, self.lm.get_input_embeddings()
+    exact, ids = not getattr(bare, 'is_quantized', False), _probe_ids(lm).to(E.weight.device)
+    takes = lambda f: 'position_ids' in inspect.signature(f).parameters
     with _evaluated(lm):
-        emb = lm.get_input_embeddings()(ids)
-        own = _attempt(lm, 'a pass over ids', lambda: bare(input_ids=ids).logits)
-        if own.shape[:2] != ids.shape: _refuse(lm, f'its logits have shape {list(own.shape)}, expected one row per token, {[*ids.shape, "V"]}')
-        if not _alike(own[0, :-1], own[1, :-1], exact): _refuse(lm, 'later tokens change earlier predictions, expected a causal LM')
-        given = emb.clone()
-        with _fed(bare, given) as fed: fed_in = _attempt(lm, 'a pass over embeddings', lambda: bare(inputs_embeds=given).logits)
-        if not _alike(fed_in, own, exact): _refuse(lm, 'embeddings don\'t make the logits that their token ids make; it needs the ids themselves')
-        self._body = fed[0] if fed else bare.base_model_prefix
-        self._pos = 'position_ids' in inspect.signature(self.body.forward).parameters
-        self.pads, mask = True, torch.ones_like(ids)
-        for self._first in dict.fromkeys((0, (getattr(bare.config, 'pad_token_id', 0) or 0) + 1)):
-            h = _attempt(lm, 'its decoder alone', lambda: self.hidden(emb, mask).last_hidden_state)
-            if _alike(_attempt(lm, 'its LM head alone', lambda: self.head(h)), own, exact): break
-        else: _refuse(lm, 'hidden states don\'t make the logits that the whole model makes')
-        self.width = h.shape[-1]
-        more, dead = torch.cat([emb[:, -3:]*.9, emb], 1), torch.cat([mask[:, :3]*0, mask], 1)
-        _attempt(lm, 'a pass over vectors that are no words', lambda: self.hidden(more, dead*0+1))
-        try: self.pads = not _indexed(bare.config) and _alike(self.head(self.hidden(more, dead).last_hidden_state[:, 3:]), own, exact)
-        except Exception: self.pads = False
-        self.prefix_cache, self._told = self.prefix_cache and self.pads, self._pos and 'position_ids' in inspect.signature(bare.forward).parameters
-        usual = self._told and type(bare).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation
-        self._pads_new = self.pads and (usual or _generation_pads(self, emb, more, dead, exact))
+        emb, own = E(ids), _own_logits(lm, ids, exact)
+        self._body = _find_decoder(lm, emb, own, exact)
+        self._pos, self.pads = takes(self.body.forward), True
+        self._first, self.width = _find_first(self, emb, own, exact)
+        padded = torch.cat([emb[:, -3:]*.9, emb], 1)
+        mask = torch.ones(padded.shape[:2], dtype=torch.long, device=emb.device)
+        _attempt(lm, 'a pass over vectors that are no words', lambda: self.hidden(padded, mask))
+        mask = mask.index_fill(1, torch.arange(3, device=mask.device), 0)
+        self.pads = _pads(self, padded, mask, own, exact)
+        self.prefix_cache = self.prefix_cache and self.pads
+        self._told = self._pos and takes(bare.forward)
+        usual = type(bare).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation
+        self._pads_new = self.pads and (self._told and usual or _generation_pads(self, emb, padded, mask, exact))
 
 # %% ../../nbs/50_backbone.ipynb #class
 class MemoryLM(nn.Module):
