@@ -374,6 +374,11 @@ builtins.__import__ = importing
 for n in ('fchmod', 'pread', 'pwrite', 'preadv', 'posix_fadvise', 'fdatasync', 'fork', 'register_at_fork', 'O_DIRECTORY', 'O_NOFOLLOW', 'O_CLOEXEC', 'O_NONBLOCK'):
     if hasattr(os, n): delattr(os, n)
 for m in [m for m in sys.modules if m.startswith(('chronomem', 'filelock'))]: del sys.modules[m]
+rename = os.rename
+def renaming(old, new):
+    if os.path.exists(os.path.join(old, '.lock')): raise PermissionError('files in it are open')
+    rename(old, new)
+os.rename = renaming
 import chronomem.app.cli, chronomem.live.session, chronomem.live.listener
 from chronomem.live.repair import ChronoModel
 from chronomem.then.home import users, wipe_user

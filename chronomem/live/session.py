@@ -539,18 +539,20 @@ def wipe(self:Session) -> AttrDict:  # inferences forgotten, traces, files and b
     with self._alone():
         log = self._log
         out = AttrDict(t=self.t, traces=len(log)-log.first if log is not None else 0, files=0, bytes=0)
+        done = False
         try:
             if log is not None: log.close(mark=False)
             if self._files.lock is not None: out |= erase(self.dir, self.home)
-        finally: self._wiped()
+            done = True
+        finally: self._wiped(done)
         if not self.incognito: sweep(self.home)
     return out
 
 @patch
-def _wiped(self:Session):
+def _wiped(self:Session, done):
     "Forget what the disk no longer holds; a wipe that couldn't even begin has changed nothing"
     lock, self._files.log = self._files.lock, None
-    if lock is not None and self.dir.exists() and lock.in_place(): return
+    if not done and lock is not None and self.dir.exists() and lock.in_place(): return
     self._epoch += 1
     self._blank()
     self.problems.clear()

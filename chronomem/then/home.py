@@ -137,6 +137,13 @@ def take(
     raise StateError(f'{lock.path} was wiped while it was opened; open it again')
 
 # %% ../../nbs/44_home.ipynb #erase
+def _emptied(dir, sizes):
+    "Delete a memory where it lies, but for the lock that is held: where directories with open files can't be renamed"
+    for p in dir.iterdir():
+        if p.is_dir() and not p.is_symlink(): shutil.rmtree(p)
+        elif p.name != '.lock': p.unlink()
+    return AttrDict(files=len(sizes), bytes=sum(sizes))
+
 def erase(
     dir,  # directory of a memory, locked by the caller
     home  # directory of all users
@@ -144,7 +151,8 @@ def erase(
     "Delete a memory"
     dir, sizes = Path(dir), [p.lstat().st_size for p in Path(dir).rglob('*') if not p.is_dir() and p.name != '.lock']
     gone = _attic(home)/f'gone-{secrets.token_hex(8)}'
-    os.rename(dir, gone)
+    try: os.rename(dir, gone)
+    except PermissionError: return _emptied(dir, sizes)
     _sync_dir(dir.parent)
     for wait in (0., *[.02]*20):                       # a sweep of another process may be looking into it
         time.sleep(wait)
