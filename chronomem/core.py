@@ -366,11 +366,21 @@ def load_state(
     return (state if device is None else state.to(device)), meta
 
 # %% ../nbs/00_core.ipynb #own-dir
+def _make_dir(path):
+    "Make a directory that others may be making, or removing, in the same moment"
+    for _ in range(100):
+        try: return os.mkdir(path, 0o700)
+        except FileExistsError:
+            if path.is_dir(): return
+    raise StateError(f'{path} comes and goes: other processes keep removing it')
+
 def _own_dir(path, create):
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
+    try: there = path.lstat()                        # one look, as it may come and go
+    except FileNotFoundError: there = None
+    if there and not stat.S_ISDIR(there.st_mode):
         raise StateError(f'{path} is a symbolic link or a file: move it away, a directory of chronomem belongs there')
     if create:
-        path.mkdir(0o700, exist_ok=True)
+        _make_dir(path)
         path.chmod(0o700)
 
 # %% ../nbs/00_core.ipynb #user-dir

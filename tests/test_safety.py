@@ -103,7 +103,10 @@ def test_killed_forks_streams_and_wipes_leave_nothing(model, home, rounds=25):
         pid = child(work); time.sleep(rng.random()*.15)
         os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
         kind = i % 4
-        if kind == 0: quiet(model.session, 'bob', home).close()
+        if kind == 0:
+            quiet(model.session, 'bob', home).close()
+            assert not [p for p in remains(home) if p.parts[len(home.parts)] == '.tmp']
+            quiet(model.session, 'ada', home).close()              # half written files go with their person's opening
         elif kind == 1: quiet(users, home)
         elif kind == 2: H.overview(home)
         else: wipe_user('ada', home)
@@ -123,6 +126,14 @@ def test_a_failed_fork_leaves_nothing(model, home, monkeypatch):
         with pytest.raises(OSError, match='disk full'): s.fork('eve')
         assert not remains(home); monkeypatch.undo()
         with s.fork('eve') as eve: assert same(eve, s)
+
+def test_a_fork_that_fails_at_the_last_step_says_why(model, home, monkeypatch):
+    with model.session('ada', home) as s:
+        s.ingest('tea')
+        monkeypatch.setattr(S.os, 'rename', lambda *a: (_ for _ in ()).throw(OSError(errno.EIO, 'the disk is broken')))
+        with pytest.raises(OSError, match='the disk is broken'): s.fork('eve')
+        monkeypatch.undo(); assert not remains(home); s.fork('eve').close()
+        with pytest.raises(StateError, match='has a memory already'): s.fork('eve')
 
 def test_a_fork_that_another_process_makes_is_left_alone(model, home):
     with H.scratch(home) as d:
@@ -335,9 +346,10 @@ def test_retention(model, home):
     with pytest.raises(StateError, match='jump from inference 0'): model.session('eve', home)
 
 @SLOW
-def test_twenty_thousand_inferences(model, home):
-    with model.session('ada', home) as s:
-        for _ in range(20): s.ingest('x'*model.max_tokens*1000)
+def test_twenty_thousand_inferences(home):
+    m = toy(); m.max_tokens = 8                                     # short inferences
+    with m.session('ada', home) as s:
+        for _ in range(20): s.ingest('x'*8000)
         assert s.t == 20_000 and s.stats()['disk_bytes'] < 5 << 20
 
 # ---- many people, many options

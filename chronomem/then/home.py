@@ -80,6 +80,7 @@ def _dead(d):
     if d.is_symlink() or d.is_file():
         with contextlib.suppress(OSError): d.unlink()
         return
+    if d.name.lstrip('.').startswith('gone-'): return shutil.rmtree(d, ignore_errors=True)   # wiped already: nobody needs it
     try: lock = DirLock(d).acquire()
     except (StateError, OSError): return
     try: shutil.rmtree(d, ignore_errors=True)
@@ -181,18 +182,33 @@ def _unborn(d):
     except (StateError, OSError): return True
     return False
 
+def _memories(home):
+    "Directories that may be memories, some of which may vanish meanwhile"
+    for d, dirs, _ in os.walk(home):                   # which follows no links
+        depth = len(Path(d).relative_to(home).parts)
+        dirs[:] = [n for n in dirs if not n.startswith('.') and (depth or len(n) == 2)]
+        if depth == 2:
+            yield from (Path(d)/n for n in dirs)
+            dirs.clear()
+
+def _row(d):
+    "What can be said of a memory; None if there is none"
+    row = dict(user=None, model=None, created=None, bytes=_bytes(d), problem='', dir=str(d))
+    for _ in range(9):
+        if _unborn(d): return None
+        try: m = read_manifest(d)
+        except FileNotFoundError as e: row['problem'] = f'its manifest is gone ({e}): repair this memory, or wipe it'   # or begun anew in this very moment: look again
+        except (StateError, OSError) as e: return row | dict(problem=str(e))
+        else: return row | dict(user=m.user, model=m.model, created=m.created, problem='')
+    return row
+
 def overview(
     home=None  # directory of all users
 ) -> list:     # a dict each: user, model, created, bytes, problem ('' if none), dir; oldest first, unreadable ones last
     "Every memory here"
-    home, out = home_dir(home), []
+    home = home_dir(home)
     sweep(home, deep=True)
-    for d in home.glob('??/[!.]*/[!.]*'):
-        if not d.is_dir() or d.is_symlink() or d.parent.is_symlink() or _unborn(d): continue
-        row = dict(user=None, model=None, created=None, bytes=_bytes(d), problem='', dir=str(d))
-        try: row |= {k: getattr(read_manifest(d), k) for k in ('user', 'model', 'created')}
-        except (StateError, OSError) as e: row['problem'] = str(e)
-        if d.exists(): out.append(row)
+    out = [r for d in _memories(home) if not d.is_symlink() and (r := _row(d))]
     return sorted(out, key=lambda r: (r['created'] is None, r['created'] or 0., r['dir']))
 
 # %% ../../nbs/44_home.ipynb #users
@@ -217,6 +233,11 @@ def _nobody(user, home, model):
     by = f' by {model!r}' if model is not None else ''
     return StateError(f'user: nobody called {user!r} is remembered{by} in {home}' + (f'; did you mean {" or ".join(map(repr, near))}?' if near else ''))
 
+def _inside(d):
+    "What a directory holds; nothing if it is gone"
+    try: return sorted(d.iterdir())
+    except (FileNotFoundError, NotADirectoryError): return []
+
 def wipe_user(
     user:str,      # whose memory
     home=None,     # directory of all users
@@ -226,10 +247,16 @@ def wipe_user(
     home = home_dir(home)
     sweep(home, deep=True)
     root = user_dir(home, user, create=False)
-    found = sorted(d for d in root.glob('*') if d.is_dir() and not d.is_symlink()) if model is None else [memory_dir(home, user, model, create=False)]
-    if model is None and any(not p.is_dir() or p.is_symlink() for p in root.glob('*')): found.append(root)
+    within = _inside(root)
+    found = [p for p in within if p.is_dir() and not p.is_symlink()]
+    if len(found) < len(within): found.append(root)    # files or links lie beside the memories
+    if model is not None: found = [memory_dir(home, user, model, create=False)]
     if not (found := [d for d in found if d.exists()]): raise _nobody(user, home, model)
     with contextlib.ExitStack() as held:
-        for d in found: held.callback(take(d).release)
-        gone = [erase(d, home) for d in found]
+        ours = []
+        for d in found:
+            with contextlib.suppress(FileNotFoundError):        # somebody else has wiped it meanwhile
+                held.callback(take(d).release)
+                ours.append(d)
+        gone = [erase(d, home) for d in ours]
     return AttrDict(files=sum(g.files for g in gone), bytes=sum(g.bytes for g in gone))
