@@ -164,7 +164,7 @@ def erase(
     with contextlib.suppress(OSError): dir.parent.rmdir()   # the person's, if no other model has a memory there
     return AttrDict(files=len(sizes), bytes=sum(sizes))
 
-# %% ../../nbs/44_home.ipynb #overview
+# %% ../../nbs/44_home.ipynb #memories
 def _bytes(d):
     "Bytes of the files in a directory, some of which may vanish meanwhile"
     total = 0
@@ -191,13 +191,14 @@ def _memories(home):
             yield from (Path(d)/n for n in dirs)
             dirs.clear()
 
+# %% ../../nbs/44_home.ipynb #overview
 def _row(d):
     "What can be said of a memory; None if there is none"
     row = dict(user=None, model=None, created=None, bytes=_bytes(d), problem='', dir=str(d))
     for _ in range(9):
         if _unborn(d): return None
         try: m = read_manifest(d)
-        except FileNotFoundError as e: row['problem'] = f'its manifest is gone ({e}): repair this memory, or wipe it'   # or begun anew in this very moment: look again
+        except FileNotFoundError as e: row['problem'] = f'its manifest is gone ({e}): repair this memory, or wipe it'
         except (StateError, OSError) as e: return row | dict(problem=str(e))
         else: return row | dict(user=m.user, model=m.model, created=m.created, problem='')
     return row
