@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.generation import BaseStreamer, StoppingCriteria
 from transformers.utils import cached_file
-from .backbone import MemoryConfig, MemoryLM, SavedMemory, _backbone_weights, backbone_ref
+from .backbone import MemoryConfig, MemoryLM, SavedMemory, _backbone_weights
 from .families import add_memory, has_smollm2, load_lm
 from ..core import Config, fingerprint as _hash
 

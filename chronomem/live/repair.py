@@ -6,7 +6,6 @@
 __all__ = ['Repaired']
 
 # %% ../../nbs/88_repair.ipynb #imports
-import contextlib
 from dataclasses import dataclass
 import torch
 from fastcore.basics import patch

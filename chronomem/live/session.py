@@ -8,14 +8,13 @@ __all__ = ['Retention', 'Session', 'Wrote', 'NotKept']
 # %% ../../nbs/82_session.ipynb #imports
 import bisect, contextlib, importlib.metadata, os, threading, time, warnings, weakref
 from dataclasses import dataclass
-from pathlib import Path
 import torch
 from fastcore.basics import AttrDict, patch
 from ..backbone.model import ChronoModel
 from ..core import Config, DirLock, StateError, WallClock, _sync_dir, load_state, save_state, user_dir
 from ..ladder.ladder import LadderState
 from ..senses.m4 import M4Token
-from ..then.home import Manifest, erase, home_dir, memory_dir, overview, read_manifest, scratch, sweep, take, users, wipe_user, write_manifest
+from ..then.home import Manifest, erase, home_dir, memory_dir, read_manifest, scratch, sweep, take, users, wipe_user, write_manifest
 from ..then.log import TraceLog
 
 # %% ../../nbs/82_session.ipynb #retention
