@@ -346,12 +346,13 @@ def _name(text): return '?' if text is None else text if text.isprintable() else
 def _lived(dir):
     "Inferences lived, as the disk tells it"
     from chronomem.core import load_tensors
-    from chronomem.then.home import read_manifest
+    from chronomem.then.home import part, read_manifest
     from chronomem.then.log import TraceLog
-    state, t = dir/'state.safetensors', 0
+    known, t = read_manifest(dir), 0
+    state, traces = (part(dir, name, known.generation) for name in ('state.safetensors', 'traces'))
     if state.exists(): t = load_tensors(state)[1]['t']
-    if not any((dir/'traces').glob('*.seg')): return t
-    with TraceLog.open(dir/'traces', '/'.join(dir.parts[-2:]), read_manifest(dir).fingerprint, mode='r') as log: return max(t, int(max(log.last_time, -1))+1)
+    if not any(traces.glob('*.seg')): return t
+    with TraceLog.open(traces, '/'.join(dir.parts[-2:]), known.fingerprint, mode='r') as log: return max(t, int(max(log.last_time, -1))+1)
 
 def _rows(home, user=None, model=None):
     "Memories, or those of one person: also the ones that can't say whose they are"

@@ -36,6 +36,7 @@ def _manifest_of(s, found):
     "The manifest, if it is good"
     try: known = s._manifest(s.dir)
     except StateError as e: return found.append(str(e))
+    if known: s._files.generation = known.generation
     return known or found.append('the manifest is gone')
 
 def _state_of(s, found):
@@ -46,7 +47,7 @@ def _state_of(s, found):
     return False
 
 def _traces_of(s, mode, mend=False):
-    return TraceLog.open(s.dir/'traces', s.owner, s.model.fingerprint, mode=mode, largest=s.retention.segment, mend=mend)
+    return TraceLog.open(s._part('traces'), s.owner, s.model.fingerprint, mode=mode, largest=s.retention.segment(), mend=mend)
 
 def _log_of(s, found):
     "The traces, to be read; if they are this person's, as many as hang together"
@@ -86,15 +87,15 @@ def _look(s, found, lost):
 
 # %% ../../nbs/88_repair.ipynb #carry-out
 def _carry_out(s, log, end, created):
-    s._save(s.dir)
+    s._save(s._part('state.safetensors'))
     usable = log is not None and (end == _whole_end(log) > 0 or end >= log.first and log.find(s.t) == end)
     if log is not None: log.close()
     if usable:
         with _reopened(s) as log:
             if end < len(log): log.cut(end)
     else:
-        if (s.dir/'traces').exists(): wipe_log(s.dir/'traces')
-        s._begin(s.dir, s.t).close()
+        if s._part('traces').exists(): wipe_log(s._part('traces'))
+        s._begin(s._part('traces'), s.t).close()
     s._first_manifest(s.dir, created)
 
 def _reopened(s):

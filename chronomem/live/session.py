@@ -10,12 +10,15 @@ import bisect, contextlib, importlib.metadata, os, threading, time, warnings, we
 from dataclasses import dataclass
 import torch
 from fastcore.basics import AttrDict, patch
-from ..backbone.model import ChronoModel
+from ..backbone.model import ChronoModel, Row
+from ..backbone.recall import within
 from ..core import Config, DirLock, StateError, WallClock, _sync_dir, load_state, save_state, user_dir
 from ..ladder.ladder import LadderState
 from ..senses.m4 import M4Token
-from ..then.home import Manifest, erase, home_dir, memory_dir, read_manifest, scratch, sweep, take, users, wipe_user, write_manifest
+from ..then.home import Manifest, erase, home_dir, memory_dir, outdated, part, read_manifest, scratch, sweep, take, users, wipe_user, write_manifest
+from ..then.keys import sparse
 from ..then.log import TraceLog
+from ..then.texts import RamLog, Texts, pack, text_fields
 
 # %% ../../nbs/82_session.ipynb #retention
 @dataclass
@@ -24,18 +27,28 @@ class Retention(Config):
     bytes: int = 4 << 20              # on disk; about 1,300 inferences of the embedded model
     inferences: int|None = None       # at most so many; None: any number
     days: float|None = None           # none that is older; None: any age
+    texts: int = 256 << 20            # bytes of text traces, which are kept longer: some 200,000 passages of the embedded model
     def validate(self):
+        self.need('texts', self.texts >= 0, 'zero or more')
         self.need('bytes', self.bytes >= 0, 'zero or more')
         self.need('inferences', self.inferences is None or self.inferences >= 0, 'None, or zero or more')
         self.need('days', self.days is None or self.days >= 0, 'None, or zero or more')
-    @property
-    def segment(self):
+    def segment(self, texts=False):
         "Bytes of the largest segment: an eighth of all, so that little more is kept than asked"
-        return min(max(self.bytes//8, 64 << 10), 64 << 20)
+        return min(max((self.texts if texts else self.bytes)//8, 64 << 10), 64 << 20)
 
 # %% ../../nbs/82_session.ipynb #session-class
 _OPEN, _TURN = weakref.WeakValueDictionary(), threading.Condition()  # directory → the session of this process that has it open
 _MEND = 'model.repair(user) or `chronomem repair` say what can be kept'
+
+def _no_files(): return AttrDict(lock=None, log=None, texts=None, generation=0)
+
+def _recall(model, keep, recall):
+    "What answers are made from"
+    if keep not in ('texts', 'latents'): raise ValueError(f"keep: got {keep!r}, expected 'texts' or 'latents'")
+    if recall not in (None, 'ladder', 'traces', 'both', 'none'): raise ValueError(f"recall: got {recall!r}, expected 'ladder', 'traces', 'both', 'none' or None")
+    if keep == 'latents' and recall in ('traces', 'both'): raise ValueError(f"recall: got {recall!r}, expected 'ladder' or 'none', as keep='latents' keeps no traces of text")
+    return recall or {(True, True): 'both', (True, False): 'ladder', (False, True): 'traces', (False, False): 'none'}[model.trained, keep == 'texts']
 
 class Session:
     "One person's memory: a state, and the directory that keeps it"
@@ -47,13 +60,18 @@ class Session:
         clock=None,               # tells when things happened; None: wall clock
         save_every:int=64,        # inferences between two saved states
         retention:Retention=None, # how many traces are kept; None: `Retention()`
-        wait:float=30.            # seconds to wait for another thread that has this memory open
+        wait:float=30.,           # seconds to wait for another thread that has this memory open
+        keep:str='texts',         # 'texts': what was told, readable, so that it can be recalled; 'latents': hidden states only, no word of it
+        recall:str=None,          # what answers are made from: 'ladder', 'traces', 'both', 'none'; None: both, without the ladder if it is untrained, without traces if none are kept
+        budget:int=256,           # token ids of recalled traces per question
+        top:int=3                 # at most so many of them
     ):
         if model.lm.memory.wants_hint: raise ValueError("model: its ladder wants a hint of surprise (score='hint' or width), which traces don't keep; expected another score for sessions")
+        self.keep, self.recall, self.budget, self.top = keep, _recall(model, keep, recall), budget, top
         self.model, self.user, self.home, self.incognito, self.clock = model, user, home_dir(home), incognito, clock or WallClock()
         self.save_every, self.retention, self.wait, self.dir = save_every, retention or Retention(), wait, memory_dir(self.home, user, model.name, create=False)
         self.closed, self.problems, self._pid, self._thread = False, [], os.getpid(), threading.current_thread()
-        self._busy, self._epoch, self._files = threading.RLock(), 0, AttrDict(lock=None, log=None)
+        self._busy, self._epoch, self._files = threading.RLock(), 0, _no_files()
         self._blank()
         if incognito: return
         try: self._open()
@@ -68,7 +86,9 @@ class Session:
 
 # %% ../../nbs/82_session.ipynb #ready
 @patch
-def _blank(self:Session): self.state, self.writes, self._new = self.model.lm.memory.init(1), dict.fromkeys(self.model.lm.memory.shapes, 0), 0
+def _blank(self:Session):
+    self.state, self.writes, self._new = self.model.lm.memory.init(1), dict.fromkeys(self.model.lm.memory.shapes, 0), 0
+    if self.incognito and self.keep == 'texts': self._files.texts = Texts(RamLog(), self.model.lm.width)
 
 @patch
 @contextlib.contextmanager
@@ -92,7 +112,7 @@ def _problem(self:Session, what):
 def session(self:ChronoModel,
     user:str,     # whose memory
     home=None,    # directory of all users
-    **kw          # for `Session`: incognito, clock, save_every, retention, wait
+    **kw          # for `Session`: incognito, clock, save_every, retention, wait, keep, recall, budget, top
 ) -> Session:
     "Open what a person left behind, or begin"
     return Session(self, user, home, **kw)
@@ -100,8 +120,9 @@ def session(self:ChronoModel,
 # %% ../../nbs/82_session.ipynb #lock
 def _let_go(files, pid):
     "What closing a session must do even if nobody asked for it"
-    try: files.log.close() if files.log is not None else None
-    finally: files.lock.release() if files.lock is not None and pid == os.getpid() else None
+    with contextlib.ExitStack() as last:
+        if files.lock is not None and pid == os.getpid(): last.callback(files.lock.release)
+        for log in (files.log, files.texts): last.callback(log.close) if log is not None else None
 
 @patch
 def _claim(self:Session):
@@ -133,19 +154,25 @@ def _lock_up(self, files):
 def _open(self:Session):
     "Take the directory, and read what it holds"
     self._claim()
-    files = self._files = AttrDict(lock=None, log=None)
+    files = self._files = _no_files()
     self._end = weakref.finalize(self, _let_go, files, self._pid)
     try:
         sweep(self.home)
         _lock_up(self, files)
         self.load()
     except BaseException:
-        self._files = AttrDict(lock=None, log=None)
+        self._files = _no_files()
         self._end()
         raise
 
 @patch(as_prop=True)
 def _log(self:Session): return self._files.log
+
+@patch(as_prop=True)
+def _texts(self:Session): return self._files.texts
+
+@patch
+def _part(self:Session, name): return part(self.dir, name, self._files.generation)
 
 # %% ../../nbs/82_session.ipynb #manifest
 def _versions(): return {d.metadata['Name']: d.version for n in ('chronomem', 'torch', 'transformers') for d in importlib.metadata.Distribution.discover(name=n)}
@@ -161,7 +188,7 @@ def _manifest(self:Session, dir):
 @patch
 def _first_manifest(self:Session, dir, created=None):
     m, created = self.model, float(self.clock.now()) if created is None else created
-    write_manifest(dir, Manifest(self.user, m.name, m.fingerprint, created, m.lm.config.to_dict(), _versions()))
+    write_manifest(dir, Manifest(self.user, m.name, m.fingerprint, created, m.lm.config.to_dict(), _versions(), self._files.generation))
 
 # %% ../../nbs/82_session.ipynb #load
 @patch
@@ -177,17 +204,20 @@ def load(self:Session):
 @patch
 def _load(self:Session):
     known = self._manifest(self.dir)
+    if self._log is None and known: self._files.generation = known.generation
+    outdated(self.dir, self._files.generation)
     self._blank()
     there = self._read_state()
-    if self._log is None: self._files.log = self._traces(self.dir, known, there)
+    if self._log is None: self._files.log = self._traces(known, there)
     self._look()
     self._replay()
+    self._open_texts()
     if not known: self._first_manifest(self.dir)
 
 @patch
 def _read_state(self:Session):
     "The saved state, if there is one and it is ours"
-    path = self.dir/'state.safetensors'
+    path = self._part('state.safetensors')
     if not path.exists(): return False
     state, meta = load_state(path, LadderState, 'chronomem.session', self.model.fingerprint, True, self.state.t.device)
     if meta.get('owner') != self.owner: raise StateError(f'{path} is the state of another person or model: {_MEND}')
@@ -197,20 +227,54 @@ def _read_state(self:Session):
 
 # %% ../../nbs/82_session.ipynb #traces
 @patch
-def _traces(self:Session, dir, known=None, state=False):
+def _traces(self:Session, known=None, state=False):
     "Open the traces, or begin them"
-    who = dict(owner=self.owner, fingerprint=self.model.fingerprint, largest=self.retention.segment)
-    if any((dir/'traces').glob('*.seg')): return TraceLog.open(dir/'traces', **who)
-    if known and not state: raise StateError(f'{dir}: state and traces are gone: restore them from a copy, or wipe_user {self.user!r}')
+    who = dict(owner=self.owner, fingerprint=self.model.fingerprint, largest=self.retention.segment())
+    if any(self._part('traces').glob('*.seg')): return TraceLog.open(self._part('traces'), **who)
+    if known and not state: raise StateError(f'{self.dir}: state and traces are gone: restore them from a copy, or wipe_user {self.user!r}')
     if known: self._problem(f'its traces are gone; the state holds {self.t} inferences, and traces begin anew')
-    return self._begin(dir, self.t)
+    return self._begin(self._part('traces'), self.t)
 
 @patch
 def _begin(self:Session, dir, first):
     "An empty log whose first trace is of inference `first`"
     lm = self.model.lm
     fields = dict(key=(lm.config.n_mem*lm.d, 'float32'), at=(1, 'float64'), left=(1, 'int32'))  # what was seen, when, pieces of this text that follow
-    return TraceLog.create(dir/'traces', fields, self.owner, self.model.fingerprint, created=float(self.clock.now()), first=first, largest=self.retention.segment)
+    return self._create(dir, fields, self.retention.segment(), first)
+
+@patch
+def _create(self:Session, dir, fields, largest, first=0):
+    return TraceLog.create(dir, fields, self.owner, self.model.fingerprint, created=float(self.clock.now()), first=first, largest=largest)
+
+# %% ../../nbs/82_session.ipynb #texts
+@patch
+def _open_texts(self:Session):
+    "Open the text traces, or begin them; those of inferences that the state doesn't hold are taken back"
+    dir = self._part('texts')
+    there = any(dir.glob('*.seg'))
+    if self.keep == 'latents':
+        if there: self._problem('texts that were kept before are still on disk; `forget_texts()` removes them')
+        return
+    if self._texts is None: self._files.texts = self._texts_there(dir) if there else self._begin_texts(dir)
+    if self._texts is None: return self._problem('its texts can not be read, and none are kept from now on; `forget_texts()` removes them')
+    self._texts.mend()
+    self._texts.cut(self.t)
+
+@patch
+def _begin_texts(self:Session, dir):
+    width = self.model.lm.width
+    return Texts(self._create(dir, text_fields(width), self.retention.segment(True)), width, self.model.device)
+
+@patch
+def _texts_there(self:Session, dir):
+    who = dict(owner=self.owner, fingerprint=self.model.fingerprint, largest=self.retention.segment(True))
+    try: log = TraceLog.open(dir, **who)
+    except StateError as e:
+        self._problem(f'some of its texts can not be read ({e})')
+        try: log = TraceLog.open(dir, mend=True, **who)
+        except StateError: return None
+    if log.report.get('damaged'): self._problem(f'texts {log.report.damaged} are damaged')
+    return Texts(log, self.model.lm.width, self.model.device)
 
 # %% ../../nbs/82_session.ipynb #look
 @patch
@@ -251,9 +315,9 @@ def _keep(self:Session, state, n, opened):
     self.state, self.writes, self._new = state, writes, self._new+n      # an interrupt finds all of it or nothing
 
 @patch
-def _save(self:Session, dir):
+def _save(self:Session, dir):  # a file
     meta = dict(kind='chronomem.session', format=2, fingerprint=self.model.fingerprint, owner=self.owner, t=self.t, writes=self.writes)
-    save_state(dir/'state.safetensors', self.state, meta, finite=True)
+    save_state(dir, self.state, meta, finite=True)
 
 @patch
 def save(self:Session):
@@ -263,7 +327,7 @@ def save(self:Session):
         if self._files.lock is None: return
         if self._log is None: self._write_ready(self.t)
         self._same_weights()
-        self._save(self.dir)
+        self._save(self._part('state.safetensors'))
         self._new = 0
         try: self._retain()
         except OSError as e: self._problem(f'older traces could not be let go of ({e})')
@@ -278,32 +342,37 @@ def _autosave(self:Session, *more):
     except (OSError, *more) as e: self._problem(f'its state could not be saved ({e}); the traces hold what happened since, and it is tried again')
 
 # %% ../../nbs/82_session.ipynb #retain
-@patch
-def _at(self:Session, i): return float(self._log.read([i], bad='mask').at[0])
+def _at(log, i): return float(log.read([i], bad='mask').at[0])
 
 @patch
-def _close_segment(self:Session):
+def _close_segment(self:Session, log):
     "Begin a new segment when the last one spans a quarter of what is kept"
-    r, first, n = self.retention, self._log.segs[-1].first, len(self._log)
+    r, first, n = self.retention, log.segs[-1].first, len(log)
     if first == n: return
     many = r.inferences is not None and n-first >= max(1, r.inferences//4)
-    if many or r.days is not None and self.clock.now()-self._at(first) >= r.days*86400/4: self._log.roll()
+    if many or r.days is not None and self.clock.now()-_at(log, first) >= r.days*86400/4: log.roll()
+
+@patch
+def _outlived(self:Session, log, bytes):
+    "Number of the first trace that `retention` still wants"
+    r, before = self.retention, 0
+    if r.inferences is not None: before = log.find(self.t-r.inferences)
+    if r.days is not None:
+        then = self.clock.now() - r.days*86400
+        before = max(before, log.first + bisect.bisect_left(range(log.first, len(log)), then, key=lambda i: _at(log, i)))
+    self._close_segment(log)
+    size = sum(s.size() for s in log.segs)
+    for s in log.segs[:-1]:
+        if size <= bytes: break
+        size, before = size-s.size(), max(before, s.end)
+    return min(before, log.find(self.t))
 
 @patch
 def _retain(self:Session):
     "Let go of traces that `retention` doesn't want and the saved state doesn't need"
-    r, log, before = self.retention, self._log, 0
-    if log._stopped: return
-    if r.inferences is not None: before = log.find(self.t-r.inferences)
-    if r.days is not None:
-        then = self.clock.now() - r.days*86400
-        before = max(before, log.first + bisect.bisect_left(range(log.first, len(log)), then, key=self._at))
-    self._close_segment()
-    size = sum(s.size() for s in log.segs)
-    for s in log.segs[:-1]:
-        if size <= r.bytes: break
-        size, before = size-s.size(), max(before, s.end)
-    log.drop(min(before, log.find(self.t)))
+    for log, bytes in ((self._log, self.retention.bytes), (self._texts and self._texts.log, self.retention.texts)):
+        if log is None or log._stopped: continue
+        if log.drop(self._outlived(log, bytes)) and self._texts and log is self._texts.log: self._texts.stale()
 
 # %% ../../nbs/82_session.ipynb #close
 @patch
@@ -321,7 +390,7 @@ def close(self:Session):
 def _forget_files(self:Session):
     was, self.closed = self.closed, True
     if not was and self._files.lock is not None: self._end()
-    self._files = AttrDict(lock=None, log=None)
+    self._files = _no_files()
     with _TURN: _TURN.notify_all()
 
 # %% ../../nbs/82_session.ipynb #wrote
@@ -355,13 +424,16 @@ class NotKept(OSError):
 
 # %% ../../nbs/82_session.ipynb #inference
 @patch
-def _commit(self:Session, h, state, opened):
-    "A text's traces on disk, then its state; nothing changes if that fails"
-    n, t = len(h), self.t
+def _commit(self:Session, told, h, state, opened):
+    "A text and its traces on disk, then its state; nothing changes if that fails"
+    n, t, at = len(h), self.t, float(self.clock.now())
+    if not self.incognito: self._write_ready(t)
+    if told and self._texts is not None:
+        self._texts.cut(t)
+        self._texts.add(t, pack(t, at, *told))
     if not self.incognito:
-        self._write_ready(t)
         pieces = torch.arange(n)
-        self._log.append((t+pieces).double(), key=h.cpu(), at=torch.full((n, 1), float(self.clock.now()), dtype=torch.float64), left=(n-1-pieces)[:, None].int())
+        self._log.append((t+pieces).double(), key=h.cpu(), at=torch.full((n, 1), at, dtype=torch.float64), left=(n-1-pieces)[:, None].int())
     self._keep(state, n, opened)
     if self._new >= self.save_every and not self.incognito: self._autosave(StateError)   # it is kept, whatever comes of this
 
@@ -375,7 +447,11 @@ def _write_ready(self:Session, t):
     if self._log is None or self._log._stopped:
         log, self._files.log = self._log, None
         if log is not None: log.close()
-        self._files.log = self._traces(self.dir)
+        self._files.log = self._traces()
+    if self._texts is not None and self._texts.log._stopped:
+        self._texts.close()
+        self._files.texts = None
+    if self._texts is None and self.keep == 'texts': self._open_texts()
     self._agree()
     self._same_weights()
 
@@ -384,6 +460,7 @@ def _agree(self:Session):
     "Take back traces that the state doesn't hold: of a text that failed or was interrupted"
     log = self._log
     if log is not None and not log._stopped and log.last_time >= self.t: log.cut(log.find(self.t))
+    if self._texts is not None and not self._texts.log._stopped: self._texts.cut(self.t)
 
 # %% ../../nbs/82_session.ipynb #together
 def _together(model, sessions, texts):
@@ -415,16 +492,28 @@ def _pass(model, sessions, cut):
             h[i].append(seen[j:j+1])
     return [torch.cat(x) for x in h], states, [w.tolist() for w in wrote], p
 
+# %% ../../nbs/82_session.ipynb #told
+@patch
+def _told(self:ChronoModel, sessions, rows, source='', position=0, answered=False):
+    "What each session keeps of its row, as arguments of `pack`; None for those that keep no texts"
+    cut = [self.cut_text(r, answered) if s.keep == 'texts' else ((), (), ()) for s, r in zip(sessions, rows)]
+    said = [r[a:b] for r, (c, *_) in zip(rows, cut) for _, _, a, b, _ in c if b > a]
+    keys = iter(self.dense(said))
+    blank = torch.zeros(self.lm.width)
+    dense = [torch.stack([next(keys) if b > a else blank for _, _, a, b, _ in c]) if c else None for c, *_ in cut]
+    return [(r, c, texts, d, source, position, seek) if c else None for r, (c, texts, seek), d in zip(rows, cut, dense)]
+
 # %% ../../nbs/82_session.ipynb #ingest-batch
-def _live(model, sessions, rows, epochs=None):
+def _live(model, sessions, rows, epochs=None, **origin):
+    told = model._told(sessions, rows, **origin)
     with _hold(sessions, epochs):
         cut = [model.pieces(r) for r in rows]
         h, states, wrote, p = _pass(model, sessions, cut)
         out, failed = [], {}
-        for s, r, c, *new, pi in zip(sessions, rows, cut, h, states, wrote, p):
+        for s, r, c, *new, pi in zip(sessions, rows, cut, told, h, states, wrote, p):
             try: s._commit(*new)
             except (OSError, StateError) as e: failed[s.user] = e; out.append(None); continue
-            out.append(Wrote(s.t, len(r), len(c), dict(zip(s.writes, new[2])), dict(zip(s.writes, pi))))
+            out.append(Wrote(s.t, len(r), len(c), dict(zip(s.writes, new[3])), dict(zip(s.writes, pi))))
     if len(sessions) == 1 and isinstance(failed.get(s.user), StateError): raise failed[s.user]
     if failed: raise NotKept(failed, [s.user for s, w in zip(sessions, out) if w], out) from next(iter(failed.values()))
     return out
@@ -433,21 +522,70 @@ def _live(model, sessions, rows, epochs=None):
 def ingest_batch(self:ChronoModel,
     sessions,  # different sessions of this model
     texts,     # one text or text token for each
-    role=None  # as in `Session.ingest`
+    role=None, # as in `Session.ingest`
+    source='', # as in `Session.ingest`
+    position=0 # as in `Session.ingest`
 ) -> list:     # one `Wrote` for each
     "Many people at once, in one pass; `NotKept` if it failed for some, and only for those"
     sessions, texts = _together(self, sessions, texts)
     with _hold(sessions): pass
-    return _live(self, sessions, [self._row(x, role) for x in texts])
+    if not isinstance(source, str) or not isinstance(position, int): raise TypeError(f'source and position: expected str and int, got {source!r} and {position!r}')
+    return _live(self, sessions, [self._row(x, role) for x in texts], source=source, position=position)
 
 # %% ../../nbs/82_session.ipynb #ingest
 @patch
 def ingest(self:Session,
     text,          # str, or `M4Token` of modality `text` with raw tokens
-    role:str=None  # 'user', 'assistant', 'system': as a chat message; None: raw
+    role:str=None, # 'user', 'assistant', 'system': as a chat message; None: raw
+    source:str='', # where it comes from: a file, a microphone; at most 96 bytes are kept
+    position:int=0 # where in there: a line, a millisecond
 ) -> Wrote:
     "Live through a text; once this returns, it survives the process"
-    return self.model.ingest_batch([self], [text], role)[0]
+    return self.model.ingest_batch([self], [text], role, source, position)[0]
+
+# %% ../../nbs/82_session.ipynb #recall
+@patch
+def _find(self:Session, question, key):
+    "The traces that fit a question, within the budget, best first"
+    with self._alone():
+        if self._texts is None: return []
+        found = self._texts.search(torch.from_numpy(sparse(question)), key, self.top)
+    for f in found: f.text = self.model.spoken(f.ids)
+    return within(found, self.budget)
+
+@patch
+def prompts(self:ChronoModel,
+    sessions,          # different sessions of this model
+    questions,         # one for each
+    max_new_tokens=64  # room that the answer needs
+):                     # the states to read, ids of the prompts, and the traces in each
+    "What answers are made from"
+    look = [s for s in sessions if s.recall in ('traces', 'both')]
+    asked = [self._prompt(q) for q in questions]
+    keys = dict(zip(map(id, look), self.dense([self.encode(str(q)) for s, q in zip(sessions, questions) if s in look])))
+    states = torch.cat([s.state if s.recall in ('ladder', 'both') else self.lm.memory.init(1) for s in sessions])
+    found = [s._find(str(q), keys[id(s)]) if s in look else [] for s, q in zip(sessions, questions)]
+    both = [self._with_notes(str(q), row, f, max_new_tokens) for q, row, f in zip(questions, asked, found)]
+    return states, [r for r, _ in both], [f for _, f in both]
+
+@patch
+def _with_notes(self:ChronoModel, question, row, found, max_new_tokens):
+    "A prompt with as many of the notes as the model's context holds"
+    room = self.limit-self.soft-max_new_tokens
+    while found:
+        noted = self.encode_chat(self.notes(question, found), True)
+        if len(noted) <= room: return noted, found
+        found = found[:-1]
+    return row, []
+
+@patch
+def prompt(self:Session,
+    question:str,           # what is asked
+    max_new_tokens:int=64   # room that the answer needs
+):                          # the state to read, ids of the prompt, and the traces in it
+    "What an answer is made from"
+    with self._alone(): states, rows, found = self.model.prompts([self], [question], max_new_tokens)
+    return states, rows[0], found[0]
 
 # %% ../../nbs/82_session.ipynb #ask-batch
 @patch
@@ -456,17 +594,19 @@ def ask_batch(self:ChronoModel,
     questions,              # one for each
     max_new_tokens:int=64,  # longest answer
     remember:bool=True,     # is the exchange part of their lives?
+    sources:bool=False,     # say what each answer rests on
     **kw                    # for `generate` of transformers
-) -> list:                  # one answer for each
+) -> list:                  # one answer for each; with `sources` (answer, traces)
     "Answer many people at once, in one pass"
     sessions, questions = _together(self, sessions, questions)
     if not sessions: return []
-    with _hold(sessions): states, epochs = torch.cat([s.state for s in sessions]), [s._epoch for s in sessions]
-    out = self.answer(states, [self._prompt(q) for q in questions], max_new_tokens, **kw)
-    if not remember: return out
-    try: _live(self, sessions, [self._exchange(*qa) for qa in zip(questions, out)], epochs)
-    except (NotKept, StateError) as e: e.answers = out; raise
-    return out
+    with _hold(sessions): epochs, (states, rows, found) = [s._epoch for s in sessions], self.prompts(sessions, questions, max_new_tokens)
+    out = self.answer(states, rows, max_new_tokens, **kw)
+    told = [*zip(out, found)] if sources else out
+    if not remember: return told
+    try: _live(self, sessions, [self._exchange(*qa) for qa in zip(questions, out)], epochs, answered=True)
+    except (NotKept, StateError) as e: e.answers = told; raise
+    return told
 
 @patch
 def _prompt(self:ChronoModel, q): return self.encode(self.chat(q) if isinstance(q, str) and q.strip() else q)
@@ -481,22 +621,25 @@ def ask(self:Session,
     max_new_tokens:int=64,  # longest answer
     stream:bool=False,      # yield the answer piece by piece
     remember:bool=True,     # is the exchange part of this life?
+    sources:bool=False,     # say what the answer rests on
     **kw                    # for `generate` of transformers
-):                          # the answer, or a generator of its pieces
+):                          # the answer, or a generator of its pieces; with `sources` that and a list of `Trace`s
     "Answer from memory"
-    if not stream: return self.model.ask_batch([self], [question], max_new_tokens, remember, **kw)[0]
-    with self._alone(): return self._told(question, self.model._prompt(question), remember, max_new_tokens=max_new_tokens, **kw)
+    if not stream: return self.model.ask_batch([self], [question], max_new_tokens, remember, sources, **kw)[0]
+    with self._alone():
+        state, row, found = self.prompt(question, max_new_tokens)
+        pieces = self._streamed(question, state, row, self._epoch, remember, max_new_tokens=max_new_tokens, **kw)
+    return (pieces, found) if sources else pieces
 
 @patch
-def _told(self:Session, question, row, remember, **kw):
-    with self._alone(): state, epoch = self.state, self._epoch
+def _streamed(self:Session, question, state, row, epoch, remember, **kw):
     pieces, answer = self.model.stream(state, row, **kw), ''
     with contextlib.closing(pieces):
         for piece in pieces:
             with self._alone(epoch): pass
             answer += piece
             yield piece
-    if remember: _live(self.model, [self], [self.model._exchange(question, answer)], [epoch])
+    if remember: _live(self.model, [self], [self.model._exchange(question, answer)], [epoch], answered=True)
 
 # %% ../../nbs/82_session.ipynb #fork
 @patch
@@ -505,16 +648,22 @@ def fork(self:Session,
     incognito:bool=False   # in memory only
 ) -> Session:
     "A second session with the same past, independent from now on"
-    kw = dict(clock=self.clock, save_every=self.save_every, retention=self.retention, wait=self.wait)
+    kw = dict(clock=self.clock, save_every=self.save_every, retention=self.retention, wait=self.wait, keep=self.keep, recall=self.recall, budget=self.budget, top=self.top)
     with self._alone():
         new = Session(self.model, user, self.home, incognito=True, **kw)
         new.state, new.writes = self.state.clone(), dict(self.writes)
+        if incognito and self._texts is not None: _copied(self._texts.log, new._texts.log)
         if incognito: return new
         if self.incognito: raise StateError('incognito: its past may not touch the disk; fork it with incognito=True')
         self._copy(new)
     return Session(self.model, user, self.home, **kw)
 
 # %% ../../nbs/82_session.ipynb #fork-copy
+def _copied(old, new):
+    "Write the good records of a log into another"
+    for b in old.blocks(1024) if old else ():
+        if (ok := b.valid).any(): new.append(b.time[ok].numpy(), **{k: b[k][ok] for k in b if k not in ('seq', 'time', 'valid')})
+
 @patch
 def _copy(self:Session, new):
     "Build a fork in a temporary place, then move it to its own"
@@ -522,10 +671,10 @@ def _copy(self:Session, new):
     full = StateError(f'{new.user!r} has a memory already; wipe it first, or take another name')
     if taken(): raise full
     with scratch(self.home) as tmp:
-        with new._begin(tmp, self._log.first if self._log else new.t) as log:
-            for b in self._log.blocks(1024) if self._log else ():
-                if (ok := b.valid).any(): log.append(b.time[ok].numpy(), key=b.key[ok], at=b.at[ok], left=b.left[ok])
-        new._save(tmp)
+        with new._begin(tmp/'traces', self._log.first if self._log else new.t) as log: _copied(self._log, log)
+        if self._texts is not None:
+            with new._begin_texts(tmp/'texts').log as log: _copied(self._texts.log, log)
+        new._save(tmp/'state.safetensors')
         new._first_manifest(tmp)
         for k in range(20):
             user_dir(self.home, new.user)
@@ -544,7 +693,7 @@ def wipe(self:Session) -> AttrDict:  # inferences forgotten, traces, files and b
         out = AttrDict(t=self.t, traces=len(log)-log.first if log is not None else 0, files=0, bytes=0)
         done = False
         try:
-            if log is not None: log.close(mark=False)
+            for f in (log, self._texts): f.close(mark=False) if f is not None else None
             if self._files.lock is not None: out |= erase(self.dir, self.home)
             done = True
         finally: self._wiped(done)
@@ -554,13 +703,13 @@ def wipe(self:Session) -> AttrDict:  # inferences forgotten, traces, files and b
 @patch
 def _wiped(self:Session, done):
     "Forget what the disk no longer holds; a wipe that couldn't even begin has changed nothing"
-    lock, self._files.log = self._files.lock, None
+    lock, self._files.log, self._files.texts = self._files.lock, None, None
     if not done and lock is not None and self.dir.exists() and lock.in_place(): return
     self._epoch += 1
-    self._blank()
     self.problems.clear()
     if lock is not None: self._end()
-    self._files = AttrDict(lock=None, log=None)
+    self._files = _no_files()
+    self._blank()
 
 # %% ../../nbs/82_session.ipynb #stats
 def _fill(state):
@@ -580,4 +729,4 @@ def stats(self:Session) -> dict:
     "Age, size and fill of a memory, and what is wrong with it"
     with self._alone():
         life = dict(user=self.user, t=self.t, state_bytes=self.state.bytes(), filled=_fill(self.state), writes=dict(self.writes), unsaved=self._new)
-        return life | _on_disk(self) | dict(retention=self.retention.to_dict(), incognito=self.incognito, problems=list(self.problems))
+        return life | _on_disk(self) | dict(texts=len(self._texts) if self._texts is not None else 0, readable=self.keep == 'texts', recall=self.recall, retention=self.retention.to_dict(), incognito=self.incognito, problems=list(self.problems))

@@ -171,7 +171,7 @@ def close(self:TraceLog,
     "Mark the end, let go of files and lock; tensors made earlier stay readable"
     with self._mutex:
         try:
-            if mark and self.mode == 'a' and self._dirty and not self._stopped and self._pid == os.getpid():
+            if mark and self.segs and self.mode == 'a' and self._dirty and not self._stopped and self._pid == os.getpid():
                 rec = np.zeros(1, self.dtype); rec['flags'], rec['time'] = MARK, self.last_time
                 self._commit(self.segs[-1], seal(rec, self.n, self.n, self.tag))
         finally: self._drop()

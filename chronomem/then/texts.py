@@ -23,7 +23,7 @@ def text_fields(
     width:int  # numbers of a dense key
 )->dict:       # for `TraceLog.create`
     "What a record of a text holds"
-    return dict(ids=(PASSAGE, 'int32'), used=(1, 'int16'), span=(2, 'int16'), left=(1, 'int32'), id=(1, 'int64'), role=(1, 'int8'), seek=(1, 'int8'),
+    return dict(ids=(PASSAGE, 'int32'), used=(1, 'int16'), span=(2, 'int16'), part=(1, 'int32'), left=(1, 'int32'), id=(1, 'int64'), role=(1, 'int8'), seek=(1, 'int8'),
                 at=(1, 'float64'), position=(1, 'int64'), source=(SOURCE, 'uint8'), words=(SLOTS, 'int32'), dense=(width, 'float16'))
 
 @dataclass
@@ -94,15 +94,17 @@ def pack(
     for i, (lo, hi, *_) in enumerate(cut): ids[i, :hi-lo] = torch.tensor(row[lo:hi])
     col = lambda v, dtype: torch.tensor(v, dtype=dtype).view(M, -1)
     one = dict(id=col([_text_id(t, at, row)]*M, torch.int64), at=col([at]*M, torch.float64), position=col([position]*M, torch.int64), source=torch.from_numpy(_source(source)).expand(M, -1))
-    return AttrDict(ids=ids, used=col([hi-lo for lo, hi, *_ in cut], torch.int16), span=col([(a-lo, b-lo) for lo, _, a, b, _ in cut], torch.int16), left=col([*range(M-1, -1, -1)], torch.int32),
+    return AttrDict(ids=ids, used=col([hi-lo for lo, hi, *_ in cut], torch.int16), span=col([(a-lo, b-lo) for lo, _, a, b, _ in cut], torch.int16), part=col([*range(M)], torch.int32), left=col([*range(M-1, -1, -1)], torch.int32),
         role=col([ROLES.index(r) for *_, r in cut], torch.int8), seek=col(seek, torch.int8), words=torch.from_numpy(np.stack([sparse(s) for s in texts])), dense=dense.half(), **one)
 
 # %% ../../nbs/46_texts.ipynb #ram
 class RamLog:
     "Records in memory, with the names of a `TraceLog`"
-    first = 0
+    first, _stopped = 0, None
     def __init__(self): self.rows = []
     def __len__(self): return len(self.rows)
+    @property
+    def last_time(self): return self.rows[-1].time if self.rows else -np.inf
     def append(self, time, **fields):
         self.rows += [AttrDict(time=float(t), **{k: v[i] for k, v in fields.items()}) for i, t in enumerate(time)]
     def read(self, indices, bad='raise'):
@@ -143,6 +145,11 @@ def index(self:Texts):
 
 # %% ../../nbs/46_texts.ipynb #add
 @patch
+def stale(self:Texts):
+    "Make the index anew when it is next needed"
+    self._index = None
+
+@patch
 def add(self:Texts,
     t:int,   # inference of the first piece
     records  # from `pack`
@@ -157,9 +164,9 @@ def cut(self:Texts,
     t:int  # an inference
 ):
     "Take back what was kept from inference `t` on"
-    if (n := self.log.find(t)) < len(self.log):
-        self.log.cut(n)
-        self._index = None
+    if self.log.last_time < t: return
+    self.log.cut(self.log.find(t))
+    self._index = None
 
 # %% ../../nbs/46_texts.ipynb #trace
 def _trace(b, i, score=0.):
@@ -200,6 +207,20 @@ def search(self:Texts,
     b = self.log.read((some+self.log.first).tolist(), bad='mask')
     return [_trace(b, j, float(s[i])) for j, i in enumerate(some) if b.valid[j] and adds(b.words[j], words)][:k]
 
+# %% ../../nbs/46_texts.ipynb #whole-code
+@patch
+def close(self:Texts, mark=True): self.log.close(mark)
+
+@patch
+def mend(self:Texts):
+    "Take back a last text that isn't whole"
+    log = self.log
+    if not len(self): return
+    last = log.read([len(log)-1], bad='mask')
+    if not last.valid[0] or last.left[0] == 0: return
+    log.cut(max(log.first, len(log)-1-int(last.part[0])))
+    self._index = None
+
 # %% ../../nbs/46_texts.ipynb #life
 @patch
 def rows(self:Texts):
@@ -208,6 +229,7 @@ def rows(self:Texts):
     for b in self.log.blocks(1024):
         for i in range(len(b.time)):
             if not b.valid[i]: raise StateError(f'a text of inference {int(b.time[i])} is damaged')
+            if row is None and b.part[i] > 0: continue         # retention has let go of its head
             if row is None: row = AttrDict(id=_name(int(b.id[i])), t=int(b.time[i]), at=float(b.at[i]), ids=[], said=[], source=_source_text(b.source[i]), position=int(b.position[i]), records=[])
             a, z = (b.span[i]+len(row.ids)).tolist()
             if z > a: row.said.append((a, z, ROLES[int(b.role[i])]))
