@@ -178,7 +178,7 @@ def tell_facts(
 ):                           # The open session
     "Tell one person's session all facts, once each, among prose"
     rng, known = random.Random(seed), facts()
-    texts = [f.told for f in known] + rng.sample(_prose(1, seed), sentences)
+    texts = [f.told for f in known] + rng.sample([*dict.fromkeys(_prose(1, seed))], sentences)
     s = model.session(_TELLER, home)
     for i, text in enumerate(rng.sample(texts, len(texts)), 1):
         s.ingest(text, role='user')
@@ -327,8 +327,9 @@ def demo(
     args = model, str(home), episodes, inferences, seed
     rows, saved = _lived('live', args, progress)
     out = _woken('answer', args)
+    second = {}
     if facts:
         _lived('tell', args, progress)
-        facts = dict(facts=_woken('ask', args, progress))
+        second = dict(facts=_woken('ask', args, progress))
     shape = dict(episodes=episodes, inferences=inferences, state_bytes=out['state_bytes'], seconds_per_inference=saved['seconds'], model=model)
-    return dict(results=out['results'], **shape, rungs=saved['rungs'], wrote=[r['wrote'] for r in rows], recall={r['done']: r['recall'] for r in rows if r['recall']}) | (facts or {})
+    return dict(results=out['results'], **shape, rungs=saved['rungs'], wrote=[r['wrote'] for r in rows], recall={r['done']: r['recall'] for r in rows if r['recall']}, **second)
