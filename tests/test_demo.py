@@ -196,7 +196,7 @@ def test_demo_with_facts(tmp_path):
     for arms in r['results'].values():
         assert [*arms] == list(ARMS)
         for m, low, high in arms.values(): assert 0 <= low <= m <= high <= 1
-    assert r['found']['open'][0] >= .5   # among 340; a random few would be below .05
+    assert r['found']['open'][0] >= .3   # among 340; a random few would be below .05
 
 @recalls
 @pytest.mark.slow
