@@ -171,9 +171,10 @@ SENTENCES, _TELLER = 300, 'demo-facts'
 FACT_STEPS = 40 + SENTENCES + 4*40  # told and asked, for a progress bar
 
 def tell_facts(
-    model, home,
+    model,                   # ChronoModel
+    home,                    # Directory of the sessions
     sentences:int=SENTENCES, # Of prose, among which the facts are told
-    seed:int=0,
+    seed:int=0,              # Of the choice of sentences and of the order
     tell=print               # Gets a dict after each inference
 ):                           # The open session
     "Tell one person's session all facts, once each, among prose"
@@ -213,7 +214,8 @@ def _by_split(known, ok):
     return {s: [float(x) for x in interval(torch.tensor(v))] for s, v in splits.items() if v}
 
 def ask_facts(
-    model, home,
+    model,                   # ChronoModel
+    home,                    # As told
     by:str='options',        # 'options': which of four is the likeliest reply; 'words': what the answer says
     split:str=None,          # 'open' or 'sealed'; None: both
     sentences:int=SENTENCES, # As told
