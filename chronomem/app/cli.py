@@ -50,6 +50,7 @@ def _demo_arguments(v):
     v.add_argument('--episodes', type=_count, default=52, help='people; multiples of 4 are balanced (default 52)')
     v.add_argument('--inferences', type=_count, default=300, help='sentences of prose between telling and asking (default 300)')
     v.add_argument('--seed', type=int, default=0)
+    v.add_argument('--facts', action=argparse.BooleanOptionalAction, default=True, help="also ask about forty facts in people's own words (default: yes)")
     v.add_argument('--json', action='store_true', help='print one JSON object instead of the table')
     v.add_argument('--report', default='chronomem-demo.html', help='where to write the HTML report')
 
@@ -196,11 +197,11 @@ def run_demo(a):
     path, home = _writable(a.report), a.home and _empty(a.home)
     from tqdm import tqdm
     from chronomem.app.plots import report, table
-    from chronomem.live.demo import demo
+    from chronomem.live.demo import FACT_STEPS, demo
     with _while('raise'):
-        with tempfile.TemporaryDirectory() as tmp, tqdm(total=a.inferences, unit='inference', desc='living', file=sys.stderr, disable=None) as bar:
-            r = demo(a.model, home or tmp, a.episodes, a.inferences, a.seed, lambda row: bar.update())
-        print(json.dumps({k: r[k] for k in KEYS}) if a.json else table(r))
+        with tempfile.TemporaryDirectory() as tmp, tqdm(total=a.inferences + a.facts*FACT_STEPS, unit='inference', desc='living', file=sys.stderr, disable=None) as bar:
+            r = demo(a.model, home or tmp, a.episodes, a.inferences, a.seed, lambda row: bar.update(row.get('asked', 1)), a.facts)
+        print(json.dumps({k: r[k] for k in (*KEYS, *['facts']*('facts' in r))}) if a.json else table(r))
         report(r, path)
     if not a.json: print(f'report: {path}')
 
