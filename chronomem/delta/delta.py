@@ -212,7 +212,7 @@ def clip(
     most:float   # largest norm of all together; 0: any
 ) -> float:      # norm before
     "Clip gradients together"
-    norm = torch.stack([g.norm() for g in grads.values()]).norm()
+    norm = torch.stack([grads[k].norm() for k in sorted(grads)]).norm()   # in one order, so that it is the same to the bit
     if most and norm > most:
         for g in grads.values(): g.mul_(most/norm)
     return norm.item()
