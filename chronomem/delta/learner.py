@@ -37,13 +37,18 @@ def _numbers(c): return dict(t=0, tokens=0, bytes=0, texts=0, updates=0, usual=0
 # %% ../../nbs/63_learner.ipynb #anchor
 def _sampled(model, n, length, seed):
     "What the model says of itself, [n,length]"
-    start = model.head or [model.tokenizer.eos_token_id or 0]
-    ids = torch.tensor([start]*n, device=model.device)
-    with torch.random.fork_rng([]), _use(model), bring(None):
-        torch.manual_seed(seed)
-        out = model.lm.bare.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1., top_k=0, top_p=1.,
-                                     min_new_tokens=length, max_new_tokens=length, pad_token_id=model.tokenizer.pad_token_id or 0)
-    return out[:, len(start):]
+    start, gen = model.head or [model.tokenizer.eos_token_id or 0], generator(seed, 'anchor')   # of its own, as other threads draw too
+    x = seen = torch.tensor([start]*n, device=model.device)
+    past, bare = None, model.lm.bare
+    with _use(model), bring(None):
+        for _ in range(length):
+            out = bare(input_ids=x, use_cache=True) if past is None else bare(input_ids=x, past_key_values=past, use_cache=True)
+            past, p = getattr(out, 'past_key_values', None), out.logits[:, -1].float().softmax(-1).cpu()
+            p[:, sorted(model.control)] = 0.
+            new = torch.multinomial(p, 1, generator=gen).to(seen)
+            seen = torch.cat([seen, new], 1)
+            x = seen if past is None else new
+    return seen[:, len(start):]
 
 def _cut(model, texts, n, length):
     "Frames of texts, [n,length], spread over all of them"
