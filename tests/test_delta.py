@@ -2,11 +2,13 @@
 import json, math, os, random, signal, subprocess, sys, threading
 from pathlib import Path
 import pytest, torch
+from chronomem.backbone.backbone import MemoryConfig
 from chronomem.backbone.families import FAMILIES, add_memory, tiny_lm
 from chronomem.backbone.model import ChronoModel, byte_tokenizer
 from chronomem.core import ManualClock, StateError, data_root, generator
 from chronomem.delta.delta import Adapters, DeltaConfig
 from chronomem.delta.learner import DeltaLearner, _spelled
+from chronomem.ladder.ladder import LadderConfig
 from chronomem.live.session import Session
 from chronomem.then.home import memory_dir, overview, read_manifest, wipe_user
 
@@ -14,7 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = DeltaConfig(frame=8, context=8, rank=2, rate=.01, anchors=3, canaries=2, capacity=6, window=4, every=4, save_every=1, worse=0.)
 TEXT = 'the cat sat on the mat and saw a bird. '*12
 
-def toy(seed=0, family='llama', **kw): return ChronoModel(add_memory(tiny_lm(family, vocab=258, seed=seed), **kw).requires_grad_(False), byte_tokenizer(), 'toy')
+def toy(seed=0, family='llama', **kw):
+    "The same small model in every process"
+    c = MemoryConfig(ladder=LadderConfig.of(2, dims=[8, 8], slots=[1, 1], hidden=16))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return ChronoModel(add_memory(tiny_lm(family, vocab=258, seed=seed), c, **kw).requires_grad_(False), byte_tokenizer(), 'toy')
 
 @pytest.fixture(scope='module')
 def model(): return toy()
