@@ -152,7 +152,7 @@ def test_sources_streamed_and_batched(model):
     whole, found = s.ask(q, 4, sources=True, remember=False)
     pieces, same_found = s.ask(q, 4, sources=True, stream=True, remember=False)
     assert ''.join(pieces) == whole and [f.id for f in found] == [f.id for f in same_found]
-    assert found[0].text == 'the password is heron' and found[0].score > 0 and found[0].at > 0
+    assert found[0].text == 'the password is heron' and found[0].score == 0 and found[0].at > 0    # alone, it stands out from nothing
     t = model.session('bob', incognito=True, recall='traces')
     assert [len(f) for _, f in model.ask_batch([s, t], [q, q], 4, False, True)] == [1, 0]
 
@@ -188,3 +188,12 @@ def test_asking_and_forgetting_at_once(model, home):
     [t.start() for t in ts]; [t.join() for t in ts]
     assert not errors and len(s.memories()) == 6 and same(s, alone(model, told(12)[:6]))
     s.close()
+
+def test_texts_have_a_limit_of_their_own(model, home):
+    s = life(model.session('ada', home, retention=Retention(texts=128 << 10), save_every=10), [f'{i} is a number, '*20 for i in range(60)])
+    s.save(); size = sum(p.stat().st_size for p in (s.dir/'texts').iterdir())
+    assert 0 < s._texts.log.first and size <= (128+64+64) << 10
+    assert all(r.said[0][0] >= 0 and r.records[0]['part'] == 0 for r in s._texts.rows())
+    id = s.memories()[0].id
+    with pytest.raises(StateError, match='partial'): s.forget(id)
+    assert s.memories('59 is a number')[0].text.startswith('59'); s.close()

@@ -55,11 +55,11 @@ def _prefix(self:Session, new, t):
         keys.append(key)
     return keys
 
-def _relive(self, rows, gone, progress):
+def _relive(self, rows, gone, whole, progress):
     "A session that lived all of `rows` but those `gone`; its hidden states, and the rows with their new inferences"
     new = Session(self.model, self.user, self.home, incognito=True, clock=self.clock, keep='latents')
     first = next((k for k, r in enumerate(rows) if r.id in gone), len(rows))
-    keys = self._prefix(new, rows[first].t if first < len(rows) else self.t)
+    keys = self._prefix(new, rows[first].t if first < len(rows) else self.t) if whole else None
     if keys is None: keys, first = [], 0
     kept = [r | dict(t=r.t) for r in rows[:first]]
     for r in tqdm(rows[first:], desc='living again', unit='text', disable=None if progress else True):
@@ -134,7 +134,7 @@ def forget(self:Session,
         rows, whole = self._life()
         if unknown := ids - {r.id for r in rows}: raise StateError(f'ids: nothing is kept under {sorted(unknown)}; memories() lists what is')
         if not whole: self._must_choose(rows, partial)
-        if whole or partial == 'rest': new, keys, kept = _relive(self, rows, ids, progress)
+        if whole or partial == 'rest': new, keys, kept = _relive(self, rows, ids, whole, progress)
         else: new, keys, kept = self._emptied(), None, [r for r in rows if r.id not in ids]
         self._put(new, kept, keys)
         return AttrDict(texts=len(rows)-len(kept), before=before, after=self.t, exact=whole)
