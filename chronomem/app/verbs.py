@@ -20,6 +20,8 @@ LARGEST = 64 << 20  # bytes of a file
 
 Source = namedtuple('Source', 'path name kind')
 
+def _named(path, root): return os.fsencode(path.relative_to(root)).decode(errors='replace')
+
 def _kind(path): return TYPES.get(path.suffix.lower())
 
 def _found(root, home, skip):
@@ -27,10 +29,10 @@ def _found(root, home, skip):
     for d, dirs, names in os.walk(root):
         d = Path(d)
         away = {n: 'hidden' for n in dirs if n[0] == '.'} | {n: 'a link' for n in dirs if (d/n).is_symlink()} | {n: 'the memories themselves' for n in dirs if (d/n).resolve() == home}
-        for n in sorted(away): skip(str((d/n).relative_to(root)), away[n])
+        for n in sorted(away): skip(_named(d/n, root), away[n])
         dirs[:] = sorted(set(dirs)-set(away))
         for n in sorted(names):
-            path, name = d/n, str((d/n).relative_to(root))
+            path, name = d/n, _named(d/n, root)
             why = 'hidden' if n[0] == '.' else 'a link' if path.is_symlink() else '' if _kind(path) else 'unknown type'
             if why: skip(name, why)
             else: yield Source(path, name, _kind(path))
@@ -41,10 +43,10 @@ def sources(
     skip       # is told (name, why) of what is not read
 )->list:       # `Source`s
     "What there is to read"
-    if named == '-': return [Source(None, 'stdin', 'text')]
+    if named == '-': return [Source(None, 'stdin', '')]
     path = Path(named).expanduser()
     if not path.exists(): raise ValueError(f'FILE|DIR|-: there is no {named}')
-    return list(_found(path, home, skip)) if path.is_dir() else [Source(path, path.name, _kind(path) or 'text')]
+    return list(_found(path, home, skip)) if path.is_dir() else [Source(path, _named(path, path.parent), _kind(path) or 'text')]
 
 # %% ../../nbs/93_verbs.ipynb #read
 class Unread(ValueError):
@@ -80,7 +82,7 @@ def _parts(line, text):
         n = n+1 if n > 0 else LONGEST
         yield line, text[:n].strip()
         line, text = line+text.count('\n', 0, n), text[n:]
-    yield line, text.strip()
+    if text.strip(): yield line, text.strip()
 
 def _heading(l): return l.startswith('#') and l.lstrip('#')[:1] == ' ' and len(l)-len(l.lstrip('#')) < 7
 def _fence(l): return l.lstrip()[:3] in ('```', '~~~')
@@ -90,7 +92,7 @@ def paragraphs(
 ):           # yields (line, paragraph)
     "Paragraphs, with the headings above them"
     block, first, body, fenced = [], 1, False, False
-    for i, l in enumerate([*text.splitlines(), ''], 1):
+    for i, l in enumerate([*text.split('\n'), ''], 1):
         ends = not l.strip() and not fenced
         if block and (ends and body or _heading(l) and body and not fenced):
             yield first, '\n'.join(block)
@@ -100,7 +102,7 @@ def paragraphs(
         block.append(l.rstrip())
         if _fence(l): fenced = not fenced
         body = body or fenced or not _heading(l)
-    if block: yield first, '\n'.join(block)
+    if block: yield first, '\n'.join(block).rstrip()
 
 # %% ../../nbs/93_verbs.ipynb #chats
 ROLES = 'user', 'assistant', 'system'
@@ -119,6 +121,11 @@ def _line_of_chat(line):
     except (ValueError, RecursionError): raise Unread('not JSON') from None
     many = got.get('messages') if isinstance(got, dict) else None
     return many if isinstance(many, list) else [got]
+
+def _sniffed(text):
+    "What kind of text comes without a name"
+    try: return 'chats' if all(map(_content, _line_of_chat(text.lstrip().split('\n')[0]))) else 'text'
+    except Unread: return 'text'
 
 def texts(
     text:str, # of a file
@@ -148,7 +155,8 @@ class Progress:
     def key(self, path): return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
     def of(self, path, role):
         "What is known of a file that has not changed; else of a new one"
-        st = path.stat()
+        try: st = path.stat()
+        except OSError as e: raise Unread(e.strerror or str(e)) from e
         now = dict(size=st.st_size, time=st.st_mtime_ns, role=role)
         was = self.files.get(self.key(path), {})
         return now | (dict(done=was.get('done', 0), t=was.get('t'), whole=was.get('whole', False)) if all(was.get(k) == v for k, v in now.items()) else dict(done=0, t=None, whole=False))
@@ -182,7 +190,7 @@ class Ingest:
     "One run: what it has done, and what it says"
     def __init__(self, s, role, bar):
         self.s, self.role, self.bar, self.progress, self.there = s, role, bar, Progress(s), None
-        self.files = self.texts = self.before = 0
+        self.files = self.texts = self.before = self.unchanged = 0
         self.t, self.skipped = s.t, []
     def skip(self, name, why, line=None):
         self.skipped.append(dict(source=name, why=why) | (dict(line=line) if line else {}))
@@ -195,7 +203,7 @@ class Ingest:
         self.there[key] -= 1
         return True
     def counts(self):
-        return dict(files=self.files, texts=self.texts, inferences=self.s.t-self.t, before=self.before, skipped=self.skipped)
+        return dict(files=self.files, texts=self.texts, inferences=self.s.t-self.t, before=self.before, unchanged=self.unchanged, skipped=self.skipped)
 
 # %% ../../nbs/93_verbs.ipynb #one-text
 def _live(run, f, x, resumes):
@@ -211,18 +219,16 @@ def _stopped():
 
 # %% ../../nbs/93_verbs.ipynb #one-file
 def _done(run, entry):
-    "How many texts of a file were lived, if only latents are kept; the last one if the memory has aged since"
-    n = entry['done'] + (entry['t'] is not None and run.s.t > entry['t'])
-    return n if run.s.keep == 'latents' else 0
+    "How many texts of a file were lived when only latents were kept; the last one if the memory has aged since"
+    return entry['done'] + (entry['t'] is not None and run.s.t > entry['t'])
 
 def _file(run, f):
     "Ingest a file, or what is left of it"
     entry = run.progress.of(f.path, run.role) if f.path else dict(done=0, t=None, whole=False)
-    if entry['whole']: run.skip(f.name, 'ingested before, and not changed since'); return
-    done, latents = _done(run, entry), run.s.keep == 'latents'
-    text = read(f.path)
-    size, n = len(text), 0
-    for n, x in enumerate(texts(text, f.kind, run.role, lambda line, why: run.skip(f.name, why, line)), 1):
+    if entry['whole']: run.unchanged += 1; return
+    done, latents, n = _done(run, entry), run.s.keep == 'latents', 0
+    with _while('raise'): text = read(f.path)
+    for n, x in enumerate(texts(text, f.kind or _sniffed(text), run.role, lambda line, why: run.skip(f.name, why, line)), 1):
         _stopped()
         if n <= done: run.before += 1; continue
         if f.path and latents: run.progress.put(f.path, entry | dict(done=n-1, t=run.s.t))
@@ -252,21 +258,28 @@ def run_ingest(a):
         with tqdm(total=sum(map(_size, found)) or None, unit='B', unit_scale=True, desc='ingesting', file=sys.stderr, disable=None) as bar:
             run = Ingest(s, a.role, bar)
             for skipped in before: run.skip(*skipped)
+            stopped = False
             try: _all(run, found, alone=a.source == '-' or not Path(a.source).expanduser().is_dir())
-            finally: out = run.counts()
-        print(json.dumps(out) if a.json else _counted(out), flush=True)
+            except KeyboardInterrupt: stopped = True
+        if stopped: _tell(_counted(run.counts())); raise KeyboardInterrupt
+        print(json.dumps(run.counts()) if a.json else _counted(run.counts()), flush=True)
 
 def _all(run, found, alone):
+    "Every file; one that can't be read is passed over, unless it is all there is"
+    end = 0
     for f in found:
         _stopped()
         try: _file(run, f)
         except Unread as e:
             if alone: raise ValueError(f'{f.name}: {e}') from e
             run.skip(f.name, str(e))
+        end += _size(f)
+        run.bar.update(max(end-run.bar.n, 0))
 
 def _counted(c):
     parts = [f"ingested: {_n(c['texts'], 'text')} of {_n(c['files'], 'file')}, {_n(c['inferences'], 'inference')}"]
     if c['before']: parts.append(f"{_n(c['before'], 'text')} there before")
+    if c['unchanged']: parts.append(f"{_n(c['unchanged'], 'file')} not changed since")
     if c['skipped']: parts.append(f"{len(c['skipped']):,} skipped")
     return '; '.join(parts)
 
