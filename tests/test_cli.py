@@ -253,7 +253,7 @@ def test_wipe_asks(capsys, home, says, model):
     assert age(model, 'ada', home) == 1
     says('y\n')
     code, out, _ = run(capsys, 'wipe', 'ada', '--home', home)
-    assert code == 0 and 'forgotten: ada, 3 files, ' in out and age(model, 'ada', home) == 0 and age(model, 'me', home) == 1
+    assert code == 0 and 'forgotten: ada, 4 files, ' in out and age(model, 'ada', home) == 0 and age(model, 'me', home) == 1
 
 def test_wipe_without_a_terminal_refuses(capsys, home, monkeypatch, model):
     for stdin in (io.StringIO('y\n'), None):

@@ -32,7 +32,7 @@ def text(i): return f'Day {i}: I like number {i*i}.'
 def tree(path): return sorted((str(p.relative_to(path)), p.lstat().st_size) for p in path.rglob('*')) if path.exists() else None
 def die(s):
     "As SIGKILL leaves it: no save, no mark, no goodbye"
-    s._end.detach(); s._log._drop(); s._files.lock.release(); s.closed = True
+    s._end.detach(); s._log._drop(); s._texts is None or s._texts.log._drop(); s._files.lock.release(); s.closed = True
 
 class Reference:
     "The logits after t inferences of an uninterrupted life, to the bit"
@@ -276,14 +276,14 @@ def test_wipe_leaves_nothing(model, home):
     for i in range(3): s.ingest(text(i))
     (s.dir/'state.safetensors.copy').write_bytes(b'x'); s.save()
     gone = s.wipe()
-    assert gone['t'] == 3 == gone['traces'] and gone['files'] == 4 and gone['bytes'] > 1000
+    assert gone['t'] == 3 == gone['traces'] and gone['files'] == 5 and gone['bytes'] > 1000
     assert [x for x in tree(home) if '/' in x[0]] == [x for x in was if '/' in x[0]] and s.t == 0 and s.writes == dict(tau1=0, tau4=0, tau16=0)
     assert s.stats()['traces'] == 0 and same(s, model.session('x', incognito=True))
     s.save(); s.close(); assert len(users(home)) == 1
     with model.session('ada', home) as s: assert s.t == 0; s.ingest('new'); s.wipe(); s.ingest('newer')
     with model.session('ada', home) as s: assert s.t == 1
     (s.dir/'manifest.json').write_text('broken')
-    assert wipe_user('ada', home).files == 3 and len(users(home)) == 1
+    assert wipe_user('ada', home).files == 4 and len(users(home)) == 1
     with pytest.raises(StateError, match="nobody called 'ada'"): wipe_user('ada', home)
 
 # ---- texts

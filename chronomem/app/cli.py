@@ -62,7 +62,7 @@ def _memory_arguments(v, asks=True):
     v.add_argument('--user', default='me', help='whose session (default: me)')
     v.add_argument('--keep', choices=('texts', 'latents'), default='texts', help='texts: what is told stays readable, so that it can be found; latents: hidden states only, no word of it (default: texts)')
     if not asks: return
-    v.add_argument('--recall', choices=('none', 'ladder', 'traces', 'both'), help='what answers are made from (default: both, as far as there are)')
+    v.add_argument('--recall', choices=('none', 'ladder', 'traces', 'both'), help='what answers are made from (default: what the model does best with)')
     v.add_argument('--budget', type=_count, default=256, help='tokens of recalled texts per question (default 256)')
     v.add_argument('--max-new-tokens', type=_count, default=64, help='longest answer (default 64)')
     v.add_argument('--sources', action='store_true', help='say which texts an answer rests on')

@@ -48,7 +48,8 @@ def _recall(model, keep, recall):
     if keep not in ('texts', 'latents'): raise ValueError(f"keep: got {keep!r}, expected 'texts' or 'latents'")
     if recall not in (None, 'ladder', 'traces', 'both', 'none'): raise ValueError(f"recall: got {recall!r}, expected 'ladder', 'traces', 'both', 'none' or None")
     if keep == 'latents' and recall in ('traces', 'both'): raise ValueError(f"recall: got {recall!r}, expected 'ladder' or 'none', as keep='latents' keeps no traces of text")
-    return recall or {(True, True): 'both', (True, False): 'ladder', (False, True): 'traces', (False, False): 'none'}[model.trained, keep == 'texts']
+    if recall or keep == 'texts': return recall or model.recall
+    return dict(both='ladder', traces='none').get(model.recall, model.recall)
 
 class Session:
     "One person's memory: a state, and the directory that keeps it"
@@ -62,7 +63,7 @@ class Session:
         retention:Retention=None, # how many traces are kept; None: `Retention()`
         wait:float=30.,           # seconds to wait for another thread that has this memory open
         keep:str='texts',         # 'texts': what was told, readable, so that it can be recalled; 'latents': hidden states only, no word of it
-        recall:str=None,          # what answers are made from: 'ladder', 'traces', 'both', 'none'; None: both, without the ladder if it is untrained, without traces if none are kept
+        recall:str=None,          # what answers are made from: 'ladder', 'traces', 'both', 'none'; None: as the model says, without traces if none are kept
         budget:int=256,           # token ids of recalled traces per question
         top:int=3                 # at most so many of them
     ):

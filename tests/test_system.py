@@ -1,0 +1,164 @@
+"The composed system: killed and resumed it is the same, it blocks no frame, and nothing is told twice"
+import json, os, signal, subprocess, sys, time
+import pytest, torch
+from chronomem.backbone.model import ChronoModel
+from chronomem.live.boot import BootConfig
+from chronomem.live.segments import SegmentConfig, elected, hear, line, seconds, stamp, vote
+from chronomem.live.session import Session
+from chronomem.live.subconscious import Subconscious
+from chronomem.live.system import ChronoSystem, Journal, SystemConfig, at_times, heard, live, told
+from chronomem.senses.sources import Source
+from chronomem.then.home import overview, wipe_user
+
+class Bursts(Source):
+    "Half a second of harmonics in every two"
+    kind, period = 'audio', .05
+    def __init__(self, n=160, clock=None): super().__init__('bursts', clock); self.n = n
+    def frames(self, t0):
+        g, x = torch.Generator().manual_seed(0), torch.arange(800)/16000
+        for i in range(self.n):
+            tone = sum(torch.sin(2*torch.pi*150*k*(x+.05*i))/k for k in range(1, 9))*.1*(i % 40 < 12)
+            yield self.raw(t0+.05*i, tone + 1e-4*torch.randn(800, generator=g))
+
+CONFIG = dict(every=2., tokens=4)
+
+@pytest.fixture(scope='module')
+def model(): return ChronoModel.default()
+
+@pytest.fixture(scope='module')
+def ear(): return Subconscious.from_pretrained()
+
+LIFE = """
+import sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1])
+from test_system import *
+with ChronoSystem(ChronoModel.default(), 'ann', sys.argv[2], config=SystemConfig(**CONFIG), boot=BootConfig(every=40)) as s:
+    for e in s.listen(Bursts(), resume=True): print(e.frame, flush=True)
+"""
+
+def life(home, stop=None):
+    "A process that lives the sound; killed once it has told of frame `stop`"
+    p = subprocess.Popen([sys.executable, '-c', LIFE, os.path.dirname(__file__), str(home)], stdout=subprocess.PIPE, text=True)
+    seen = []
+    for x in p.stdout:
+        seen.append(int(x))
+        if stop and seen[-1] >= stop: os.kill(p.pid, signal.SIGKILL); break
+    p.wait()
+    assert stop or p.returncode == 0
+    return seen
+
+def leaves(x):
+    "All tensors of a state"
+    if isinstance(x, torch.Tensor): return [x]
+    return [t for k in sorted(x.keys()) if x.get(k) is not None for t in leaves(x.get(k))]
+
+def equal(a, b):
+    a, b = leaves(a), leaves(b)
+    return len(a) == len(b) > 0 and all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(a, b))
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='no kill -9 here')
+def test_killed_and_resumed_is_the_same(tmp_path, model, ear):
+    life(tmp_path/'whole')
+    for stop in (95, None): seen = life(tmp_path/'cut', stop)
+    assert 40 <= seen[0] <= 95
+    a, b = (ChronoSystem(model, 'ann', tmp_path/k, ear, SystemConfig(**CONFIG)) for k in ('whole', 'cut'))
+    with a, b:
+        x, y = a.state, b.state
+        assert x.t == y.t > 5
+        texts = [[(r['text'], r['role'], r['position']) for r in told(s.session, s.journal)] for s in (a, b)]
+        assert texts[0] == texts[1] and any(r[1] == 'assistant' for r in texts[0])
+        assert equal(x.ladder, y.ladder) and equal(x.running, y.running)
+        assert (x.ears, x.pending, x.asked) == (y.ears, y.pending, y.asked)
+
+def test_a_key_written_before_a_kill_is_told_again(tmp_path, model):
+    "Killed between the key and the telling: told; killed after it: not told twice"
+    with ChronoSystem(model, 'ann', tmp_path, config=SystemConfig(listen=False)) as s:
+        job = dict(key='k', kind='event', text='At 00:00:01 it rang.', source='x', position=1000)
+        s.journal.add('k', s.session.t)
+    with ChronoSystem(model, 'ann', tmp_path, config=SystemConfig(listen=False)) as s:
+        s._give(job); s._give(job)
+        assert s.session.t == 1 and s.count['again'] == 1
+    with ChronoSystem(model, 'ann', tmp_path, config=SystemConfig(listen=False)) as s:
+        s._give(job)
+        assert s.session.t == 1
+
+def test_what_is_pending_is_told_by_the_next_process(tmp_path, model, ear):
+    "A kill finds jobs in the queue: the ear's file holds them"
+    s = ChronoSystem(model, 'ann', tmp_path, ear, SystemConfig(**CONFIG))
+    for r in Bursts(20): s.step_frame(r)
+    n = s.session.t
+    s.pending = [dict(key='late', kind='event', text='At 00:00:01 it rang.', source='x', position=1000)]
+    s.save(); s.listener.close(); s.session.close()
+    with ChronoSystem(model, 'ann', tmp_path, ear, SystemConfig(**CONFIG)) as s:
+        assert s.session.t == n+1 and not s.pending and told(s.session, s.journal)[-1]['text'] == 'At 00:00:01 it rang.'
+
+def test_frames_never_wait_for_a_thought(tmp_path, model, ear, monkeypatch):
+    "The model takes half a second; frames go on meanwhile"
+    slow = ChronoModel.answer
+    def answer(self, *a, **k): time.sleep(.5); return slow(self, *a, **k)
+    monkeypatch.setattr(ChronoModel, 'answer', answer)
+    with ChronoSystem(model, 'ann', tmp_path, ear, SystemConfig(**CONFIG), threaded=True) as s:
+        most = 0.
+        for r in Bursts(120): t = time.perf_counter(); s.step_frame(r); most = max(most, time.perf_counter()-t)
+        assert s.pending and most < .45
+        s.join()
+        assert s.count['thoughts'] >= 2 and not s.problems
+
+def test_live_and_replay_tell_the_same(tmp_path, model, ear):
+    for name, threaded in (('a', False), ('b', True)):
+        with ChronoSystem(model, name, tmp_path, ear, SystemConfig(**CONFIG), threaded=threaded) as s:
+            for _ in s.listen(Bursts()): pass
+    a, b = ([(r['text'], r['role']) for r in told(model.session(n, tmp_path)) if r['role'] == 'system'] for n in 'ab')
+    assert a == b and len(a) >= 3
+
+def test_at_most_one_thought_in_so_many_seconds(tmp_path, model, ear):
+    with ChronoSystem(model, 'ann', tmp_path, ear, SystemConfig(every=3., tokens=2)) as s:
+        for _ in s.listen(Bursts()): pass
+        rows = [r for r in s.journal.rows if r['key'].endswith('thought')]
+        at = [r['position']/1000 for r in told(s.session, s.journal) if r['role'] == 'assistant']
+        assert len(rows) >= 2 and all(b-a >= 3 for a, b in zip(at, at[1:]))
+        assert all(r['decision']['text'] and r['decision']['evidence'] for r in rows)
+        assert [t.source for t in s.stream] == ['self']*len(rows)
+
+@pytest.mark.parametrize('off', ['listen', 'remember', 'think'])
+def test_parts_may_be_left_out(tmp_path, model, ear, off):
+    with ChronoSystem(model, 'ann', tmp_path, ear, SystemConfig(**CONFIG, **{off: False})) as s:
+        if off == 'listen': assert s.listener is None; s.tell('hello'); return
+        for r in Bursts(80): s.step_frame(r)
+        assert s.count['heard'] >= 1 and (s.count['thoughts'] == 0) == (off == 'think')
+        assert any(tmp_path.rglob('*.safetensors')) == False or off != 'remember'
+
+def test_a_wipe_takes_the_ear_too(tmp_path, model, ear):
+    with ChronoSystem(model, 'ann', tmp_path, ear, SystemConfig(**CONFIG)) as s:
+        for r in Bursts(60): s.step_frame(r)
+    assert [r['problem'] for r in overview(tmp_path)] == [''] and any(tmp_path.rglob('listener.safetensors'))
+    with model.session('ann', tmp_path) as a: a.fork('eve').close()
+    wipe_user('ann', tmp_path)
+    assert [r['user'] for r in overview(tmp_path)] == ['eve']
+    with ChronoSystem(model, 'eve', tmp_path, ear) as s: s.wipe()
+    assert not [p for p in tmp_path.rglob('*') if p.is_file() and p.name != '.lock']
+
+def test_another_process_answers_about_a_time(tmp_path, model):
+    with ChronoSystem(model, 'ann', tmp_path, config=SystemConfig(listen=False)) as s:
+        for a, b, who in ((1, 3, 'theo'), (10, 12, 'jackson')):
+            s._give(dict(key=who, kind='event', text=line('speech', a, b, who, .9), source='x', position=1000*a))
+    with model.session('ann', tmp_path) as s:
+        assert [e['text'].split()[2] for e in heard(s, '00:00:11', '00:00:11')] == ['jackson']
+        assert 'theo' in at_times(heard(s), 'Who spoke at 0:02?')[0] and not at_times(heard(s), 'Who spoke at 5:00?')
+
+def test_a_journal_that_was_torn_is_read(tmp_path):
+    j = Journal(tmp_path/'j', most=10)
+    for i in range(25): j.add(str(i), i)
+    assert len((tmp_path/'j').read_text().split('\n')) < 25
+    with open(tmp_path/'j', 'a') as f: f.write('{"key": "to')
+    assert '24' in Journal(tmp_path/'j', 25) and '0' not in Journal(tmp_path/'j', 25)
+    assert oct((tmp_path/'j').stat().st_mode)[-3:] == '600'
+
+def test_a_source_that_ends_in_mid_word_still_tells(tmp_path, model, ear):
+    c = SegmentConfig()
+    state = dict(speech=dict(on=True, run=0, first=0., start=1.), votes=vote({}, 'fsdd-theo', .9), sound={}, talked=True, odd=False)
+    with ChronoSystem(model, 'ann', tmp_path, ear, SystemConfig(**CONFIG)) as s:
+        s.listener.place = dict(source='x', position=0, t0=0., over=False)
+        s.ears = state; s._cut(2.5)
+        assert told(s.session, s.journal)[-1]['text'] == line('speech', 1., 2.5, 'theo', .9) and s.ears == {}
+        s._cut(3.)
+        assert s.session.t == 1
