@@ -3,7 +3,7 @@ import json, os, signal, sys
 from collections import Counter
 from pathlib import Path
 import numpy as np, pytest
-from chronomem.app import cli, command, verbs
+from chronomem.app import cli, command, files, verbs
 from test_cli import Terminal, ends, reads, start, until
 
 MAIN = 'from chronomem.app.command import main; main()'
@@ -148,7 +148,7 @@ def test_one_file_and_stdin(capsys, notes, home, model, monkeypatch):
 def test_a_file_that_is_no_text(name, why, capsys, notes, home): assert why in mistake(capsys, 'ingest', notes/name, '--home', home)
 
 def test_too_big(capsys, notes, home, monkeypatch):
-    monkeypatch.setattr(verbs, 'LARGEST', 40)
+    monkeypatch.setattr(files, 'LARGEST', 40)
     got = ingest(capsys, notes, home)
     assert {s['source']: s['why'] for s in got['skipped'] if 'big' in s['why']} == {'tea.md': 'too big: more than 0 MiB', 'chat.jsonl': 'too big: more than 0 MiB'} and got['files'] == 1
 
@@ -323,7 +323,7 @@ def test_where_texts_do_not_reach_back(capsys, home, model, says, monkeypatch):
     assert run(capsys, *argv)[0] == 1 and grep(home, model, 'Zorro')
     says('rest\n')
     code, out, _ = run(capsys, *argv)
-    assert code == 0 and 'not exactly: the latents were made anew' in out and '3 inferences before, 1 now' in out and not grep(home, model, 'Zorro')
+    assert code == 0 and 'not exactly: the latents were made anew' in out and '3 inferences before, 2 now' in out and not grep(home, model, 'Zorro')
     code, out, _ = run(capsys, *begin('bob'), '--partial', 'empty')
     assert code == 0 and 'the ladder was emptied' in out and '3 now' in out and not grep(home, model, 'Zorro')
     with model.session('bob', home) as s: assert all(int((r['born'] >= 0).sum()) == 0 for r in s.state.rungs.values())

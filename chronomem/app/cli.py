@@ -330,7 +330,7 @@ def _forget_here(s, id, read):
     gone, twins, exact = doomed(s, {id})
     print(told(s, gone[0]))
     if twins: print('the very same is also kept as', ', '.join(twins))
-    way = None if exact else _line(read, 'not all that was told is kept, so the latents hold it. Make them anew from the texts that remain (rest), or empty them (empty)? [rest/empty/N] ')
+    way = None if exact else _line(read, 'not all that was told is kept, so the latents hold it. Make them anew from what remains (rest), or empty them (empty)? [rest/empty/N] ')
     if way not in (None, 'rest', 'empty') or exact and _line(read, 'forget it? [y/N] ').lower() not in ('y', 'yes'): print('not forgotten'); return
     with _while('wait'): print(forgot(s, {id}, way, True))
     _go_on()
