@@ -187,7 +187,7 @@ Session.ingest = ingest
 
 @pytest.mark.parametrize('keep', ['texts', pytest.param('latents', marks=pytest.mark.slow)])
 def test_killed_in_the_middle(keep, capsys, long, home, model):
-    "Killed twice at any moment: no text twice, none missing"
+    "Killed at any moment: no text twice, none missing"
     long.write_text('\n\n'.join(LINES[:60]))
     p = start('ingest', long, '--home', home, '--keep', keep, code=SLOW+MAIN)
     for _ in range(12): reads(p, 'lived')

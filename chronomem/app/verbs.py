@@ -213,7 +213,7 @@ def _choose(s, text):
     found, more = found[:MANY], len(found)-MANY
     if not exact: print(f'no text has all these words; the nearest are')
     if more > 0: print(f'{more:,} older ones have these words, too')
-    for i, l in enumerate(lines(found, (w := terminal(sys.stdout)) and w-4, True), 1): print(f'{i:>2}  {l}')
+    for i, l in enumerate(lines(found, (w := terminal(sys.stdout)) and w-4, not exact), 1): print(f'{i:>2}  {l}')
     got = _ask(f'which? a number from 1 to {len(found)}, several with commas, a for all, nothing for none: ')
     if got == 'a': return {t.id for t in found}
     picked = [p.strip() for p in got.split(',') if p.strip()]
