@@ -27,7 +27,7 @@ def memories(self:Session,
         words, key = torch.from_numpy(sparse(query)), self.model.dense([self.model.encode(query)])[0]
     with self._alone():
         if self._texts is None: return []
-        found = self._texts.latest(n) if query is None else self._texts.search(words, key, n)
+        found = self._texts.latest(n) if query is None else self._texts.search(words, key, n, every=True)
     for f in found: f.text = self.model.spoken(f.ids)
     return found
 

@@ -188,26 +188,28 @@ DENSE = 2.  # weight of the dense score, that of the sparse one is 1
 @patch
 def scores(self:Texts,
     words,   # sparse key of the question
-    dense    # [width] its dense key
+    dense,   # [width] its dense key
+    every=False  # also those that can't be an answer?
 )->np.ndarray:  # float32 [n]; -inf where a trace can't be an answer
     "How well each record fits a question"
     i = self.index()
     both = standard(i.words.score(words)) + DENSE*standard(i.dense.cosines(dense))
-    return np.where(np.concatenate(i.seek), both, -np.inf)
+    return both if every else np.where(np.concatenate(i.seek), both, -np.inf)
 
 @patch
 def search(self:Texts,
     words,   # sparse key of the question
     dense,   # [width] its dense key
-    k:int=3  # at most so many
+    k:int=3, # at most so many
+    every=False  # for a person who looks for something: also the model's words, and the very words of the question
 )->list:     # `Trace`s, best first
     "The traces that fit a question best"
-    s = self.scores(words, dense)
+    s = self.scores(words, dense, every)
     some = np.argsort(-s, kind='stable')[:k+16]
     some = some[np.isfinite(s[some])]
     if not len(some): return []
     b = self.log.read((some+self.log.first).tolist(), bad='mask')
-    return [_trace(b, j, float(s[i])) for j, i in enumerate(some) if b.valid[j] and adds(b.words[j], words)][:k]
+    return [_trace(b, j, float(s[i])) for j, i in enumerate(some) if b.valid[j] and b.span[j, 1] > b.span[j, 0] and (every or adds(b.words[j], words))][:k]
 
 # %% ../../nbs/46_texts.ipynb #whole-code
 @patch
