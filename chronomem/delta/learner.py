@@ -60,15 +60,12 @@ def _cut(model, texts, n, length):
 def _spelled(model, text):
     "Ids of a text in the middle of a stream, and the bytes each stands for"
     if not isinstance(text, str): raise TypeError(f'text: expected str, got {type(text).__name__}')
-    total, sizes, end = len(text.encode()), [], 0
-    ids = model._read(text, b'\1'*len(text))
-    spelled, at = model._spell(text)
-    if ids != spelled: return ids, [total*(i+1)//len(ids) - total*i//len(ids) for i in range(len(ids))]   # with control tokens, typed as text
-    for _, b in at:
+    read, sizes, end = model._read(text, b'\1'*len(text)), [], 0
+    for _, _, b in read:
         sizes.append(len(text[end:b].encode()))
         end = max(end, b)
-    if sizes: sizes[-1] += total - sum(sizes)
-    return ids, sizes
+    if sizes: sizes[-1] += len(text.encode()) - sum(sizes)
+    return [i for i, *_ in read], sizes
 
 # %% ../../nbs/63_learner.ipynb #learner
 class DeltaLearner:
