@@ -136,6 +136,18 @@ def test_what_is_written_does_not_depend_on_what_was_learned(model, tmp_path):
         plain = model.lm.encode(x, torch.ones_like(x))
         with ln.applied(): assert torch.equal(model.lm.encode(x, torch.ones_like(x)), plain)
 
+def test_plain_of_one_model_leaves_the_learner_of_another_on(model):
+    twin, x = toy(seed=1), torch.arange(5, 25)[None]
+    with model.learner('x', config=SMALL.replace(rate=.05), incognito=True) as ln:
+        ln.feed(TEXT[:160])
+        with torch.no_grad():
+            base = model.lm.bare(input_ids=x).logits
+            with ln.applied():
+                inside = model.lm.bare(input_ids=x).logits
+                with twin.lm.plain(): assert torch.equal(model.lm.bare(input_ids=x).logits, inside)
+                with model.lm.plain(): assert torch.equal(model.lm.bare(input_ids=x).logits, base)
+    assert not torch.equal(inside, base)
+
 # The disk
 
 KILLED = """
