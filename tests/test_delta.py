@@ -9,6 +9,7 @@ from chronomem.core import ManualClock, StateError, data_root, generator
 from chronomem.delta.delta import Adapters, DeltaConfig
 from chronomem.delta.learner import DeltaLearner, _spelled
 from chronomem.ladder.ladder import LadderConfig
+from chronomem.live.learning import learning_lines
 from chronomem.live.session import Session
 from chronomem.then.home import memory_dir, overview, read_manifest, wipe_user
 
@@ -241,6 +242,73 @@ def test_incognito_leaves_nothing(model, tmp_path):
         ln.feed(TEXT[:80])
         with pytest.raises(StateError, match='incognito'): ln.save()
     assert not [*tmp_path.iterdir()]
+
+# Sessions
+
+def test_the_names_of_the_package_bring_learning_along():
+    code = "import chronomem; m = chronomem.ChronoModel, chronomem.Session; print(hasattr(m[0], 'learner'), hasattr(m[1], 'learn'), hasattr(m[1], 'memories'))"
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)), check=True).stdout
+    assert out.split() == ['True']*3
+
+def test_a_session_learns_answers_with_it_and_goes_on(model, tmp_path):
+    say = lambda s, **kw: s.ask('the cat', max_new_tokens=8, remember=False, **kw)
+    with model.session('ann', tmp_path, recall='none') as s, model.session('bob', tmp_path, recall='none') as other:
+        before = say(s)
+        s.learn(TEXT[:300], SMALL.replace(rate=.05))
+        after = say(s)
+        assert after != before == say(s, learned=False) == say(other)
+        assert say(s, sources=True) == (after, []) and ''.join(say(s, stream=True, sources=True)[0]) == after
+        pieces, ln = say(s, stream=True), s.learner()
+    assert ln.closed
+    with model.session('ann', tmp_path, recall='none') as s:
+        assert s.learner().t == 38 and say(s) == after
+        s.learner().close()
+        assert say(s) == before
+
+def test_a_stream_that_is_left_or_changes_hands_keeps_its_weights(model):
+    with model.session('ann', incognito=True, recall='none') as s:
+        s.learn(TEXT[:300], SMALL.replace(rate=.05))
+        say = lambda: s.ask('the cat', max_new_tokens=8, remember=False, stream=True, eos_token_id=None)
+        want, pieces, got = ''.join(say()), say(), []
+        t = threading.Thread(target=lambda: got.extend(pieces))
+        t.start(); t.join()
+        assert ''.join(got) == want != ''
+        left = say(); next(left); left.close()
+        assert ''.join(say()) == want
+
+def test_memory_does_not_depend_on_an_open_learner(model):
+    states = []
+    for learns in (False, True):
+        with model.session('ann', incognito=True, clock=ManualClock(1.)) as s:
+            if learns: s.learn(TEXT[:200], SMALL.replace(rate=.05))
+            s.ingest('A thing to remember.')
+            states.append(s.state.to_tensordict())
+    assert (states[0] == states[1]).all()
+
+def test_an_incognito_session_learns_incognito(model, tmp_path):
+    with model.session('ann', tmp_path, incognito=True) as s: assert s.learn(TEXT[:80], SMALL)[-1]['learned'] is not None
+    assert not [*tmp_path.iterdir()]
+
+def test_a_wiped_session_learns_anew(model, tmp_path):
+    with model.session('ann', tmp_path) as s:
+        s.learn(TEXT[:80], SMALL)
+        s.wipe()
+        assert not [*tmp_path.rglob('learner')] and isinstance(s.ask('the cat', max_new_tokens=4, remember=False), str)
+        s.learn(TEXT[:40], SMALL)
+        assert s.learner().t == 5
+    assert (s.dir/'learner'/'state.safetensors').exists()
+
+@pytest.mark.parametrize('how', ['path', 'lines', 'pipe'])
+def test_lines_say_how_it_goes_and_what_it_came_to(model, tmp_path, monkeypatch, how):
+    import io
+    text = TEXT[:200] + '\n' + TEXT[200:300]
+    (tmp_path/'t.txt').write_text(text)
+    monkeypatch.setattr(sys, 'stdin', io.StringIO(text))
+    source = dict(path=str(tmp_path/'t.txt'), pipe='-', lines=text.splitlines(True))[how]
+    with model.session('ann', tmp_path) as s: out = [*learning_lines(s, source, 10, SMALL)]
+    assert len(out) == 4 and out[-1].startswith('Read 301 bytes in ') and '38 updates, rolled back 0.' in out[-1]
+    assert all(w in out[0] for w in ('80 bytes, ', ' bits a byte, ', ' without learning', 'canaries', 'KL ', 'rolled back 0'))
+    with pytest.raises(FileNotFoundError), model.session('ann', tmp_path) as s: [*learning_lines(s, str(tmp_path/'none.txt'), 10, SMALL)]
 
 # Guards
 
