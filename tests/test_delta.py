@@ -14,7 +14,7 @@ from chronomem.live.session import Session
 from chronomem.then.home import memory_dir, overview, read_manifest, wipe_user
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = DeltaConfig(frame=8, context=8, rank=2, rate=.01, anchors=3, canaries=2, capacity=6, window=4, every=4, save_every=1, worse=0.)
+SMALL = DeltaConfig(frame=8, context=8, rank=2, rate=.01, anchors=3, canaries=2, replay=1, capacity=6, window=4, every=4, save_every=1, worse=0.)
 TEXT = 'the cat sat on the mat and saw a bird. '*12
 
 def toy(seed=0, family='llama', **kw):
@@ -69,7 +69,7 @@ def test_frames_do_not_depend_on_where_texts_are_cut(model):
 @pytest.mark.parametrize('kw', [dict(replay=1), dict(replay=2, priority=.6), dict(anchor=1.), dict(decay=.1), dict(stream_kl=.5), dict(ema=.5, ema_decay=.5), dict(latent=1.),
                                 dict(value=1.), dict(gate='entropy'), dict(gate='surprise'), dict(hide=.5), dict(clip=.01), dict(head=False)], ids=str)
 def test_each_switch_changes_learning_and_stays_finite(model, kw):
-    plain = dict(replay=0, anchor=0., decay=0., press=1.)
+    plain = dict(replay=0, anchor=0., decay=0., stream_kl=0., press=1.)
     a, b = read(model, TEXT[:120], **plain), read(model, TEXT[:120], **plain | kw)
     assert a[0]['loss'] == b[0]['loss'] and losses(a) != losses(b)
     assert all(math.isfinite(x) for x in losses(b))
@@ -78,7 +78,7 @@ def test_a_rate_of_zero_is_the_frozen_model(model):
     assert all(r['loss'] == r['base'] and r['learned'] is None for r in read(model, TEXT[:120], rate=0.))
 
 def test_anchor_holds_the_canaries(model):
-    free, held = (read(model, TEXT[:300], rate=.03, replay=0, decay=0., anchor=a, press=1.) for a in (0., 8.))
+    free, held = (read(model, TEXT[:300], rate=.03, replay=0, decay=0., stream_kl=0., anchor=a, press=1.) for a in (0., 8.))
     assert held[-1]['t'] == free[-1]['t']
     last = lambda rows: [r['canary'] for r in rows if r['canary'] is not None][-1]
     assert last(held) < last(free)
@@ -328,6 +328,11 @@ def test_control_tokens_that_people_type_are_text(model):
         ln.feed('one <eos> two <eos> three')
         ids = ln.state['replay']['ids'].flatten().tolist() + ln.queue
     assert eos not in ids
+
+def test_the_kl_on_the_stream_costs_no_pass(model):
+    free = dict(replay=0, anchor=0., canaries=0, press=1.)
+    a, b = (read(model, TEXT[:80], stream_kl=k, **free) for k in (0., .3))
+    assert [r['passes'] for r in a] == [r['passes'] for r in b] and losses(a)[1] == losses(b)[1] and losses(a)[2:] != losses(b)[2:]
 
 @pytest.mark.slow
 @pytest.mark.data
