@@ -280,6 +280,14 @@ def test_answers_equal_those_with_the_text_in_the_prompt(name):
     assert (mine[0]-base[0])[-len(ask[0]):].abs().max() > 1e-4
     near(mine[2, -len(ask[2]):], base[2, -len(ask[2]):])   # who was told nothing gets what the base says
 
+def test_a_streamed_answer_finds_what_was_joined_when_it_was_asked():
+    m = chrono('llama'); state, told, ask = m.lm.memory.init(1), m.encode('The key is under the mat.'), m.encode('Where is it?')
+    kv, base = store(m.lm.bare, torch.tensor([told])), m.answer(state, [ask], max_new_tokens=8)[0]
+    with joined(m.lm.bare, kv):
+        want = m.answer(state, [ask], max_new_tokens=8)[0]
+        assert ''.join(m.stream(state, ask, max_new_tokens=8)) == want != base
+    assert ''.join(m.stream(state, ask, max_new_tokens=8)) == base
+
 def test_adapters_are_on_when_they_are_read_and_off_in_plain():
     m = add_memory(tiny_lm('llama'), lora_r=4); x = words(1, 8)
     for n, p in m.named_parameters():

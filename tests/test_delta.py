@@ -9,11 +9,12 @@ from chronomem.core import ManualClock, StateError, data_root, generator
 from chronomem.delta.delta import Adapters, DeltaConfig
 from chronomem.delta.learner import DeltaLearner, _spelled
 from chronomem.ladder.ladder import LadderConfig
+from chronomem.live.learning import learning_lines
 from chronomem.live.session import Session
 from chronomem.then.home import memory_dir, overview, read_manifest, wipe_user
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = DeltaConfig(frame=8, context=8, rank=2, rate=.01, anchors=3, canaries=2, capacity=6, window=4, every=4, save_every=1, worse=0.)
+SMALL = DeltaConfig(frame=8, context=8, rank=2, rate=.01, anchors=3, canaries=2, replay=1, capacity=6, window=4, every=4, save_every=1, worse=0.)
 TEXT = 'the cat sat on the mat and saw a bird. '*12
 
 def toy(seed=0, family='llama', **kw):
@@ -68,7 +69,7 @@ def test_frames_do_not_depend_on_where_texts_are_cut(model):
 @pytest.mark.parametrize('kw', [dict(replay=1), dict(replay=2, priority=.6), dict(anchor=1.), dict(decay=.1), dict(stream_kl=.5), dict(ema=.5, ema_decay=.5), dict(latent=1.),
                                 dict(value=1.), dict(gate='entropy'), dict(gate='surprise'), dict(hide=.5), dict(clip=.01), dict(head=False)], ids=str)
 def test_each_switch_changes_learning_and_stays_finite(model, kw):
-    plain = dict(replay=0, anchor=0., decay=0., press=1.)
+    plain = dict(replay=0, anchor=0., decay=0., stream_kl=0., press=1.)
     a, b = read(model, TEXT[:120], **plain), read(model, TEXT[:120], **plain | kw)
     assert a[0]['loss'] == b[0]['loss'] and losses(a) != losses(b)
     assert all(math.isfinite(x) for x in losses(b))
@@ -77,7 +78,7 @@ def test_a_rate_of_zero_is_the_frozen_model(model):
     assert all(r['loss'] == r['base'] and r['learned'] is None for r in read(model, TEXT[:120], rate=0.))
 
 def test_anchor_holds_the_canaries(model):
-    free, held = (read(model, TEXT[:300], rate=.03, replay=0, decay=0., anchor=a, press=1.) for a in (0., 8.))
+    free, held = (read(model, TEXT[:300], rate=.03, replay=0, decay=0., stream_kl=0., anchor=a, press=1.) for a in (0., 8.))
     assert held[-1]['t'] == free[-1]['t']
     last = lambda rows: [r['canary'] for r in rows if r['canary'] is not None][-1]
     assert last(held) < last(free)
@@ -135,6 +136,18 @@ def test_what_is_written_does_not_depend_on_what_was_learned(model, tmp_path):
         x = torch.tensor([model.encode('A thing to remember.')])
         plain = model.lm.encode(x, torch.ones_like(x))
         with ln.applied(): assert torch.equal(model.lm.encode(x, torch.ones_like(x)), plain)
+
+def test_plain_of_one_model_leaves_the_learner_of_another_on(model):
+    twin, x = toy(seed=1), torch.arange(5, 25)[None]
+    with model.learner('x', config=SMALL.replace(rate=.05), incognito=True) as ln:
+        ln.feed(TEXT[:160])
+        with torch.no_grad():
+            base = model.lm.bare(input_ids=x).logits
+            with ln.applied():
+                inside = model.lm.bare(input_ids=x).logits
+                with twin.lm.plain(): assert torch.equal(model.lm.bare(input_ids=x).logits, inside)
+                with model.lm.plain(): assert torch.equal(model.lm.bare(input_ids=x).logits, base)
+    assert not torch.equal(inside, base)
 
 # The disk
 
@@ -230,6 +243,73 @@ def test_incognito_leaves_nothing(model, tmp_path):
         with pytest.raises(StateError, match='incognito'): ln.save()
     assert not [*tmp_path.iterdir()]
 
+# Sessions
+
+def test_the_names_of_the_package_bring_learning_along():
+    code = "import chronomem; m = chronomem.ChronoModel, chronomem.Session; print(hasattr(m[0], 'learner'), hasattr(m[1], 'learn'), hasattr(m[1], 'memories'))"
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)), check=True).stdout
+    assert out.split() == ['True']*3
+
+def test_a_session_learns_answers_with_it_and_goes_on(model, tmp_path):
+    say = lambda s, **kw: s.ask('the cat', max_new_tokens=8, remember=False, **kw)
+    with model.session('ann', tmp_path, recall='none') as s, model.session('bob', tmp_path, recall='none') as other:
+        before = say(s)
+        s.learn(TEXT[:300], SMALL.replace(rate=.05))
+        after = say(s)
+        assert after != before == say(s, learned=False) == say(other)
+        assert say(s, sources=True) == (after, []) and ''.join(say(s, stream=True, sources=True)[0]) == after
+        pieces, ln = say(s, stream=True), s.learner()
+    assert ln.closed
+    with model.session('ann', tmp_path, recall='none') as s:
+        assert s.learner().t == 38 and say(s) == after
+        s.learner().close()
+        assert say(s) == before
+
+def test_a_stream_that_is_left_or_changes_hands_keeps_its_weights(model):
+    with model.session('ann', incognito=True, recall='none') as s:
+        s.learn(TEXT[:300], SMALL.replace(rate=.05))
+        say = lambda: s.ask('the cat', max_new_tokens=8, remember=False, stream=True, eos_token_id=None)
+        want, pieces, got = ''.join(say()), say(), []
+        t = threading.Thread(target=lambda: got.extend(pieces))
+        t.start(); t.join()
+        assert ''.join(got) == want
+        left = say(); next(left, None); left.close()
+        assert ''.join(say()) == want
+
+def test_memory_does_not_depend_on_an_open_learner(model):
+    states = []
+    for learns in (False, True):
+        with model.session('ann', incognito=True, clock=ManualClock(1.)) as s:
+            if learns: s.learn(TEXT[:200], SMALL.replace(rate=.05))
+            s.ingest('A thing to remember.')
+            states.append(s.state.to_tensordict())
+    assert (states[0] == states[1]).all()
+
+def test_an_incognito_session_learns_incognito(model, tmp_path):
+    with model.session('ann', tmp_path, incognito=True) as s: assert s.learn(TEXT[:80], SMALL)[-1]['learned'] is not None
+    assert not [*tmp_path.iterdir()]
+
+def test_a_wiped_session_learns_anew(model, tmp_path):
+    with model.session('ann', tmp_path) as s:
+        s.learn(TEXT[:80], SMALL)
+        s.wipe()
+        assert not [*tmp_path.rglob('learner')] and isinstance(s.ask('the cat', max_new_tokens=4, remember=False), str)
+        s.learn(TEXT[:40], SMALL)
+        assert s.learner().t == 5
+    assert (s.dir/'learner'/'state.safetensors').exists()
+
+@pytest.mark.parametrize('how', ['path', 'lines', 'pipe'])
+def test_lines_say_how_it_goes_and_what_it_came_to(model, tmp_path, monkeypatch, how):
+    import io
+    text = TEXT[:200] + '\n' + TEXT[200:300]
+    (tmp_path/'t.txt').write_text(text)
+    monkeypatch.setattr(sys, 'stdin', io.StringIO(text))
+    source = dict(path=str(tmp_path/'t.txt'), pipe='-', lines=text.splitlines(True))[how]
+    with model.session('ann', tmp_path) as s: out = [*learning_lines(s, source, 10, SMALL)]
+    assert len(out) == 4 and out[-1].startswith('Read 301 bytes in ') and '38 updates, rolled back 0.' in out[-1]
+    assert all(w in out[0] for w in ('80 bytes, ', ' bits a byte, ', ' without learning', 'canaries', 'KL ', 'rolled back 0'))
+    with pytest.raises(FileNotFoundError), model.session('ann', tmp_path) as s: [*learning_lines(s, str(tmp_path/'none.txt'), 10, SMALL)]
+
 # Guards
 
 def test_a_loss_that_is_no_number_rolls_back(model):
@@ -248,6 +328,11 @@ def test_control_tokens_that_people_type_are_text(model):
         ln.feed('one <eos> two <eos> three')
         ids = ln.state['replay']['ids'].flatten().tolist() + ln.queue
     assert eos not in ids
+
+def test_the_kl_on_the_stream_costs_no_pass(model):
+    free = dict(replay=0, anchor=0., canaries=0, press=1.)
+    a, b = (read(model, TEXT[:80], stream_kl=k, **free) for k in (0., .3))
+    assert [r['passes'] for r in a] == [r['passes'] for r in b] and losses(a)[0] == losses(b)[0] and losses(a)[2:] != losses(b)[2:]
 
 @pytest.mark.slow
 @pytest.mark.data

@@ -287,10 +287,18 @@ _OFF = contextvars.ContextVar('chronomem_adapters_off', default=())  # keys of l
 
 class _Key: pass
 
+def _key(lm):
+    "What a thread's context calls a language model"
+    return lm.__dict__.setdefault('_memory_key', _Key())
+
+def _is_off(key):
+    "Is this thread in `plain` of the model with this key?"
+    return any(k is key for k in _OFF.get())
+
 class _Off:
     "A layer's flag for peft: off because peft was told so, or because this thread is in `plain`"
     def __init__(self, key, off): self.key, self.off = key, off
-    def __bool__(self): return self.off or any(k is self.key for k in _OFF.get())
+    def __bool__(self): return self.off or _is_off(self.key)
     def __eq__(self, other): return bool(self) == other
     def __hash__(self): return hash(bool(self))
     def __repr__(self): return repr(bool(self))
@@ -309,7 +317,7 @@ def _carried(checkpoint):
 
 def _switch(lm):
     "Prepare a model's layers, as often as peft or its user resets them; changes nothing they compute. Its key"
-    key = lm.__dict__.setdefault('_memory_key', _Key())
+    key = _key(lm)
     for m in lm.modules():
         off, check = m.__dict__.get('_disable_adapters'), m.__dict__.get('_gradient_checkpointing_func')
         if off is not None and getattr(off, 'key', None) is not key: m._disable_adapters = _Off(key, off.off if isinstance(off, _Off) else bool(off))
@@ -319,9 +327,9 @@ def _switch(lm):
 @patch
 @contextlib.contextmanager
 def plain(self:MemoryLM):
-    "Context in which adapters, if any, are off for this thread; what was frozen stays frozen"
-    if not isinstance(self.lm, PeftModel): yield; return
-    token = _OFF.set((*_OFF.get(), _switch(self.lm)))
+    "Context in which adapters, peft's or of another kind, are off for this thread; what was frozen stays frozen"
+    key = _switch(self.lm) if isinstance(self.lm, PeftModel) else _key(self.lm)
+    token = _OFF.set((*_OFF.get(), key))
     try: yield
     finally: _OFF.reset(token)
 

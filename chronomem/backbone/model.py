@@ -6,7 +6,7 @@
 __all__ = ['CHATML', 'PLAIN', 'ENDS', 'byte_tokenizer', 'with_chat', 'ChronoModel', 'Row', 'Rendered', 'SavedModel']
 
 # %% ../../nbs/52_model.ipynb #imports
-import contextlib, datetime, importlib.resources, itertools, json, os, queue, re, secrets, tempfile, threading, warnings
+import contextlib, contextvars, datetime, importlib.resources, itertools, json, os, queue, re, secrets, tempfile, threading, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -417,19 +417,23 @@ def _settled(text, turn):
 @patch
 def stream(self:ChronoModel, state, row, **kw):
     "Yield the answer to one prompt piece by piece; its return value is the whole answer"
+    return _pieces(self, contextvars.copy_context(), state, row, kw)
+
+def _pieces(model, context, state, row, kw):
     out, gone, ids, shown = queue.SimpleQueue(), threading.Event(), [], ''
     def run():
-        try: out.put(self.answer(state, [row], streamer=_Pipe(out), gone=gone, **kw)[0])
+        try: out.put(model.answer(state, [row], streamer=_Pipe(out), gone=gone, **kw)[0])
         except BaseException as e: out.put(e)
-    thread = threading.Thread(target=run, daemon=True); thread.start()
+    thread = threading.Thread(target=context.run, args=(run,), daemon=True); thread.start()
     try:
         while isinstance(got := out.get(), list):
-            ids += got; text = _settled(self.decode(ids), self.turn)
+            ids += got; text = _settled(model.decode(ids), model.turn)
             if text.startswith(shown) and text != shown: yield text[len(shown):]; shown = text
         if not isinstance(got, str): raise got
         if got != shown: yield got[len(shown):]
     finally: gone.set(); thread.join()
     return got
+
 
 # %% ../../nbs/52_model.ipynb #generate
 def _sequences(ids, out):

@@ -13,7 +13,7 @@ from typing import Literal
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from transformers.pytorch_utils import Conv1D
-from ..backbone.backbone import MemoryLM
+from ..backbone.backbone import MemoryLM, _is_off, _key
 from ..backbone.families import family_of
 from ..backbone.model import ChronoModel
 from ..core import Config, generator
@@ -28,17 +28,17 @@ class DeltaConfig(Config):
     rank: int = 8              # of the LoRA weights
     scale: float = 2.          # of what they add
     head: bool = True          # the output layer too
-    rate: float = 2e-3         # of AdamW
+    rate: float = 6e-3         # of AdamW
     betas: tuple[float, float] = (.9, .99)  # of its moments
     clip: float = 1.           # largest norm of a gradient; 0: any
     decay: float = .002        # share of the way back to the first weights, per update
-    replay: int = 1            # old frames learned again with each new one; 0: none
+    replay: int = 0            # old frames learned again with each new one; 0: none
     capacity: int = 512        # frames kept for that
     priority: float = 0.       # exponent of reducible loss in choosing them; 0: uniform
     correct: float = .4        # exponent of the importance weights, with priority
     anchor: float = 1.         # weight of the KL to the base on anchor text; 0: none
     anchors: int = 32          # frames of anchor text
-    stream_kl: float = 0.      # weight of the KL to the base on the stream
+    stream_kl: float = .3      # weight of the KL to the base on the stream
     ema: float = 0.            # weight of agreement with a slow copy of the weights
     ema_decay: float = .999    # how slow
     latent: float = 0.         # weight of predicting the next change of the features
@@ -89,12 +89,13 @@ def layers(
     return found
 
 # %% ../../nbs/60_delta.ipynb #hook
-_BROUGHT = contextvars.ContextVar('chronomem_delta', default=None)   # layer → what computes its share, for this thread
+_BROUGHT = contextvars.ContextVar('chronomem_delta', default=(None, {}))   # key of a model, and layer → what computes its share, for this thread
 
 def _hook(m, args, out):
     "Add the share of the weights that this thread brings, if any"
-    share = (_BROUGHT.get() or {}).get(m)
-    return None if share is None else out + share(args[0]).to(out.dtype)
+    key, shares = _BROUGHT.get()
+    share = shares.get(m)
+    return None if share is None or _is_off(key) else out + share(args[0]).to(out.dtype)
 
 def _hooked(m):
     "A layer with its hook; a second call changes nothing"
@@ -103,10 +104,11 @@ def _hooked(m):
 
 @contextlib.contextmanager
 def bring(
-    brought:dict|None  # layer → function of its input; None: no weights at all
+    brought:dict|None,  # layer → function of its input; None: no weights at all
+    key=None            # of the model they are for: in its `plain` they are off
 ):
     "Context in which this thread's passes use these weights"
-    token = _BROUGHT.set(brought)
+    token = _BROUGHT.set((key, brought or {}))
     try: yield
     finally: _BROUGHT.reset(token)
 
@@ -119,7 +121,7 @@ class Adapters:
         scale:float=2.,   # of what they add
         head:bool=True    # the output layer too
     ):
-        self.layers, self.rank, self.scale, self.device = layers(lm, head), rank, scale, lm.mem.device
+        self.layers, self.rank, self.scale, self.device, self.key = layers(lm, head), rank, scale, lm.mem.device, _key(lm.lm)
         for m in self.layers.values(): _hooked(m)
 
 @patch
@@ -140,31 +142,7 @@ def using(self:Adapters,
 ):
     "Context in which this thread's passes use these weights"
     def share(A, B): return lambda x: self.scale*F.linear(F.linear(x.to(A.dtype), A), B)
-    return bring({m: share(weights[f'{n}/A'], weights[f'{n}/B']) for n, m in self.layers.items()})
-
-# %% ../../nbs/60_delta.ipynb #plain
-_plain_peft = MemoryLM.plain
-
-@patch
-@contextlib.contextmanager
-def plain(self:MemoryLM):
-    "Context in which adapters, peft's and a learner's, are off for this thread; what was frozen stays frozen"
-    with _plain_peft(self), bring(None): yield
-
-# %% ../../nbs/60_delta.ipynb #stream
-_stream_alone = ChronoModel.stream
-
-class _Carrier:
-    "A model whose answers use what the thread that asked had brought"
-    def __init__(self, model, brought): self.model, self.brought = model, brought
-    def __getattr__(self, k): return getattr(self.model, k)
-    def answer(self, *args, **kw):
-        with bring(self.brought): return self.model.answer(*args, **kw)
-
-@patch
-def stream(self:ChronoModel, state, row, **kw):
-    "Yield the answer to one prompt piece by piece; its return value is the whole answer"
-    return _stream_alone(_Carrier(self, _BROUGHT.get()), state, row, **kw)
+    return bring({m: share(weights[f'{n}/A'], weights[f'{n}/B']) for n, m in self.layers.items()}, self.key)
 
 # %% ../../nbs/60_delta.ipynb #frames
 def batch(

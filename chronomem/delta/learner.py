@@ -60,15 +60,12 @@ def _cut(model, texts, n, length):
 def _spelled(model, text):
     "Ids of a text in the middle of a stream, and the bytes each stands for"
     if not isinstance(text, str): raise TypeError(f'text: expected str, got {type(text).__name__}')
-    total, sizes, end = len(text.encode()), [], 0
-    ids = model._read(text, b'\1'*len(text))
-    spelled, at = model._spell(text)
-    if ids != spelled: return ids, [total*(i+1)//len(ids) - total*i//len(ids) for i in range(len(ids))]   # with control tokens, typed as text
-    for _, b in at:
+    read, sizes, end = model._read(text, b'\1'*len(text)), [], 0
+    for _, _, b in read:
         sizes.append(len(text[end:b].encode()))
         end = max(end, b)
-    if sizes: sizes[-1] += total - sum(sizes)
-    return ids, sizes
+    if sizes: sizes[-1] += len(text.encode()) - sum(sizes)
+    return [i for i, *_ in read], sizes
 
 # %% ../../nbs/63_learner.ipynb #learner
 class DeltaLearner:
@@ -235,7 +232,7 @@ def _replay_term(self:DeltaLearner, w):
     return (loss*weight.to(loss)).mean()
 
 @patch
-def _loss(self:DeltaLearner, w, pair, out=None):
+def _loss(self:DeltaLearner, w, pair, out=None, base=None):
     "Everything that is switched on, and the loss and mean entropy on the frame alone"
     c, (x, y) = self.config, batch([pair[:2]], self.model.device)
     features = bool(c.latent or c.value)
@@ -245,7 +242,7 @@ def _loss(self:DeltaLearner, w, pair, out=None):
     if c.anchor:
         kl = self._anchor_term(w)
         total = total + self.n['anchor']*kl
-    if c.stream_kl: total = total + c.stream_kl*divergence(self._pass(x).logits, out.logits, y)
+    if c.stream_kl: total = total + c.stream_kl*divergence(self._pass(x).logits if base is None else base, out.logits, y)
     if c.ema: total = total + c.ema*self._teacher_term(w, x, y, out.logits)
     if features: total = total + self._feature_terms(w, x, y, out, loss)
     q = out.logits[y != -100].float().log_softmax(-1).detach()
@@ -253,10 +250,10 @@ def _loss(self:DeltaLearner, w, pair, out=None):
 
 # %% ../../nbs/63_learner.ipynb #learn
 @patch
-def _learn(self:DeltaLearner, w, pair, out=None):
+def _learn(self:DeltaLearner, w, pair, out=None, base=None):
     "One update from one frame; what was done, for the log"
     c, n, s = self.config, self.n, self.state
-    with torch.enable_grad(): total, loss, H, kl = self._loss(w, pair, out)
+    with torch.enable_grad(): total, loss, H, kl = self._loss(w, pair, out, base)
     got = torch.autograd.grad(total, [*w.values()], allow_unused=True)
     grads = {k: g for k, g in zip(w, got) if g is not None}
     norm = clip(grads, c.clip)
@@ -274,13 +271,13 @@ def _learn(self:DeltaLearner, w, pair, out=None):
 # %% ../../nbs/63_learner.ipynb #score
 @patch
 def _score(self:DeltaLearner, frame, live):
-    "Sums of nats of a frame under the weights of now and under the base; the pass, if it can be learned from"
+    "Sums of nats of a frame under the weights of now and under the base; both predictions, if they can be learned from"
     c, context = self.config, self.n['context'] or list(self.model.head)
     x, y = batch([(context, frame)], self.model.device)
     use = not (c.delay or c.hide)
     out = self._pass(x, live, use, use and bool(c.latent or c.value))
-    base = nats(self._pass(x).logits, y).sum().item()
-    return context, nats(out.logits.detach(), y).sum().item(), base, int((y != -100).sum()), out if use else None
+    base = self._pass(x).logits
+    return context, nats(out.logits.detach(), y).sum().item(), nats(base, y).sum().item(), int((y != -100).sum()), (out, base) if use else (None, None)
 
 # %% ../../nbs/63_learner.ipynb #guard
 @patch
@@ -311,7 +308,7 @@ def _step(self:DeltaLearner, frame, size):
     c, n, self.passes = self.config, self.n, 0.
     live = {k: v.detach().requires_grad_() for k, v in self.state['weights'].items()}
     with _use(self.model):
-        context, total, base, k, out = self._score(frame, live)
+        context, total, base, k, seen = self._score(frame, live)
         blind = 0. if context else math.log(self.model.lm.lm.get_input_embeddings().weight.shape[0])
         loss, base_loss = total/max(k, 1), base/max(k, 1)
         back = self._guard(loss, base_loss)
@@ -319,7 +316,7 @@ def _step(self:DeltaLearner, frame, size):
         done = dict(learned=None, gate=None, norm=None, kl=None)
         if len(n['waiting']) > c.delay:
             pair = n['waiting'].pop(0)
-            if c.rate and k and not back and may_update(n['times'], self.clock.now(), c.per_minute): done = self._learn(live, pair, out)
+            if c.rate and k and not back and may_update(n['times'], self.clock.now(), c.per_minute): done = self._learn(live, pair, *seen)
         risen = self._watch()
     n['t'], n['tokens'], n['bytes'] = n['t']+1, n['tokens']+len(frame), n['bytes']+size
     n['context'] = (n['context']+frame)[-c.context:] if c.context else []
