@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import AttrDict, patch
 from ..backbone.model import ChronoModel, Row
+from ..backbone.reader import read_answers, reading
 from ..backbone.recall import within
 from ..core import Config, DirLock, StateError, WallClock, _sync_dir, load_state, save_state, user_dir
 from ..ladder.ladder import LadderState
@@ -575,7 +576,7 @@ def _with_notes(self:ChronoModel, question, row, found, max_new_tokens):
     "A prompt with as many of the notes as the model's context holds"
     room = self.limit-self.soft-max_new_tokens
     while found:
-        noted = self.encode_chat(self.notes(question, found), True)
+        noted = self.noted(question, found)
         if len(noted) <= room: return noted, found
         found = found[:-1]
     return row, []
@@ -603,7 +604,7 @@ def ask_batch(self:ChronoModel,
     sessions, questions = _together(self, sessions, questions)
     if not sessions: return []
     with _hold(sessions): epochs, (states, rows, found) = [s._epoch for s in sessions], self.prompts(sessions, questions, max_new_tokens)
-    out = self.answer(states, rows, max_new_tokens, **kw)
+    out = read_answers(self, states, rows, found, max_new_tokens, **kw)
     told = [*zip(out, found)] if sources else out
     if not remember: return told
     try: _live(self, sessions, [self._exchange(*qa) for qa in zip(questions, out)], epochs, answered=True)
@@ -630,12 +631,12 @@ def ask(self:Session,
     if not stream: return self.model.ask_batch([self], [question], max_new_tokens, remember, sources, **kw)[0]
     with self._alone():
         state, row, found = self.prompt(question, max_new_tokens)
-        pieces = self._streamed(question, state, row, self._epoch, remember, max_new_tokens=max_new_tokens, **kw)
+        pieces = self._streamed(question, state, row, found, self._epoch, remember, max_new_tokens=max_new_tokens, **kw)
     return (pieces, found) if sources else pieces
 
 @patch
-def _streamed(self:Session, question, state, row, epoch, remember, **kw):
-    pieces, answer = self.model.stream(state, row, **kw), ''
+def _streamed(self:Session, question, state, row, found, epoch, remember, **kw):
+    pieces, answer = reading(self.model, found).stream(state, row, **kw), ''
     with contextlib.closing(pieces):
         for piece in pieces:
             with self._alone(epoch): pass
