@@ -64,7 +64,7 @@ def test_killed_and_resumed_is_the_same(tmp_path, model, ear):
     with a, b:
         x, y = a.state, b.state
         assert x.t == y.t > 5
-        texts = [[(r['text'], r['role'], r['position']) for r in told(s.session, s.journal)] for s in (a, b)]
+        texts = [[(m.text, m.role, m.position) for m in told(s.session)] for s in (a, b)]
         assert texts[0] == texts[1] and any(r[1] == 'assistant' for r in texts[0])
         assert equal(x.ladder, y.ladder) and equal(x.running, y.running)
         assert (x.ears, x.pending, x.asked) == (y.ears, y.pending, y.asked)
@@ -89,7 +89,7 @@ def test_what_is_pending_is_told_by_the_next_process(tmp_path, model, ear):
     s.pending = [dict(key='late', kind='event', text='At 00:00:01 it rang.', source='x', position=1000)]
     s.save(); s.listener.close(); s.session.close()
     with ChronoSystem(model, 'ann', tmp_path, ear, SystemConfig(**CONFIG)) as s:
-        assert s.session.t == n+1 and not s.pending and told(s.session, s.journal)[-1]['text'] == 'At 00:00:01 it rang.'
+        assert s.session.t == n+1 and not s.pending and told(s.session)[-1].text == 'At 00:00:01 it rang.'
 
 def test_frames_never_wait_for_a_thought(tmp_path, model, ear, monkeypatch):
     "The model takes half a second; frames go on meanwhile"
@@ -107,14 +107,14 @@ def test_live_and_replay_tell_the_same(tmp_path, model, ear):
     for name, threaded in (('a', False), ('b', True)):
         with ChronoSystem(model, name, tmp_path, ear, SystemConfig(**CONFIG), threaded=threaded) as s:
             for _ in s.listen(Bursts()): pass
-    a, b = ([(r['text'], r['role']) for r in told(model.session(n, tmp_path)) if r['role'] == 'system'] for n in 'ab')
+    a, b = ([(m.text, m.role) for m in told(model.session(n, tmp_path)) if m.role == 'system'] for n in 'ab')
     assert a == b and len(a) >= 3
 
 def test_at_most_one_thought_in_so_many_seconds(tmp_path, model, ear):
     with ChronoSystem(model, 'ann', tmp_path, ear, SystemConfig(every=3., tokens=2)) as s:
         for _ in s.listen(Bursts()): pass
         rows = [r for r in s.journal.rows if r['key'].endswith('thought')]
-        at = [r['position']/1000 for r in told(s.session, s.journal) if r['role'] == 'assistant']
+        at = [m.position/1000 for m in told(s.session) if m.role == 'assistant']
         assert len(rows) >= 2 and all(b-a >= 3 for a, b in zip(at, at[1:]))
         assert all(r['decision']['text'] and r['decision']['evidence'] for r in rows)
         assert [t.source for t in s.stream] == ['self']*len(rows)
@@ -159,6 +159,6 @@ def test_a_source_that_ends_in_mid_word_still_tells(tmp_path, model, ear):
     with ChronoSystem(model, 'ann', tmp_path, ear, SystemConfig(**CONFIG)) as s:
         s.listener.place = dict(source='x', position=0, t0=0., over=False)
         s.ears = state; s._cut(2.5)
-        assert told(s.session, s.journal)[-1]['text'] == line('speech', 1., 2.5, 'theo', .9) and s.ears == {}
+        assert told(s.session)[-1].text == line('speech', 1., 2.5, 'theo', .9) and s.ears == {}
         s._cut(3.)
         assert s.session.t == 1
