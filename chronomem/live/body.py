@@ -16,6 +16,7 @@ from ..core import Config, StateError
 from .journal import Journal
 from .listener import Listener
 from .segments import SegmentConfig, hear, line, spoke, stamp
+from .session import _live
 from .subconscious import Subconscious
 
 # %% ../../nbs/88c_body.ipynb #config
@@ -129,10 +130,11 @@ def join(self:ChronoSystem):
 # %% ../../nbs/88c_body.ipynb #told
 @patch
 def _told(self:ChronoSystem, job, text, role, **more):
-    "Remember a text, once"
+    "Remember a text, once; what the model thinks is no testimony, and no question finds it"
+    m, s = self.model, self.session
     with self.turn:
-        self.journal.add(job['key'], self.session.t, **more)
-        self.session.ingest(text, role, job['source'], job['position'])
+        self.journal.add(job['key'], s.t, **more)
+        _live(m, [s], [m._row(text, role)], source=job['source'], position=job['position'], answered=role == 'assistant')
     self.count['thoughts' if role == 'assistant' else 'heard'] += 1
     self.lessons.append(text)
     return text

@@ -66,9 +66,8 @@ def spans(
     traces # as `told` gives them
 ) -> list: # of dict(start, stop, text, source, trace), in seconds
     "What tells of a time"
-    rows = [(m, seconds(m.text)) for m in traces if m.role == 'system' and m.text.startswith('At ')]
-    end = lambda m, at: at[1] if len(at) > 1 and ', until ' in m.text else at[0]
-    return [dict(start=at[0], stop=end(m, at), text=m.text, source=m.source, trace=m) for m, at in rows if at]
+    rows = [(m, seconds(m.text)) for m in traces if m.role == 'system']
+    return [dict(start=at[0], stop=at[-1] + 86400*(at[-1] < at[0]), text=m.text, source=m.source, trace=m) for m, at in rows if at]
 
 def _second(t): return seconds(t)[0] if isinstance(t, str) else t
 
@@ -90,7 +89,7 @@ def named(
     "What went on at the times that a question names"
     out = []
     for t in seconds(question):
-        off = [max(r['start']-t, t-r['stop'], 0) for r in rows]
+        off = [min(max(r['start']-x, x-r['stop'], 0) for x in (t, t+86400)) for r in rows]
         if rows and min(off) <= slack: out += [r for r, o in zip(rows, off) if o == min(off) and r not in out]
     return out
 
