@@ -1,5 +1,5 @@
 "The composed system: killed and resumed it is the same, it blocks no frame, and nothing is told twice"
-import json, os, re, signal, subprocess, sys, time
+import os, re, signal, subprocess, sys, time
 import pytest, torch
 from chronomem.backbone.model import ChronoModel
 from chronomem.live.boot import BootConfig
