@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..backbone.model import Row
 from ..core import StateError, _sync_dir
 from .session import Session, _pass
-from ..then.home import outdated, part
+from ..then.home import outdated, part, read_manifest
 from ..then.keys import sparse
 
 # %% ../../nbs/82a_memories.ipynb #list
@@ -85,7 +85,7 @@ def _write_traces(log, rows, model, keys):
 @patch
 def _rewrite(self:Session, new, rows, keys):
     "Put a life that was lived again in place of this one"
-    g = self._files.generation+1
+    g = self._files.generation + 1
     try:
         with self._begin(part(self.dir, 'traces', g), 0 if keys is not None or not new.t else new.t) as log:
             if keys is not None: _write_traces(log, rows, self.model, keys)
@@ -98,17 +98,20 @@ def _rewrite(self:Session, new, rows, keys):
         known = self._manifest(self.dir)
         new._first_manifest(self.dir, known.created)
     except BaseException:
-        outdated(self.dir, self._files.generation)
+        if read_manifest(self.dir).generation == g: self._moved(new, g)
+        else: outdated(self.dir, g-1)
         raise
-    self._reopened(g)
+    self._moved(new, g)
 
 @patch
-def _reopened(self:Session, generation):
-    "Let go of the old files, and read the new ones"
+def _moved(self:Session, new, generation):
+    "Be the life that counts now; let go of the old files, and open the new ones"
     for log in (self._log, self._texts): log.close(mark=False) if log is not None else None
-    self._files.log = self._files.texts = None
-    self._files.generation = generation
-    self._load()
+    self._files.log, self._files.texts, self._files.generation = None, None, generation
+    self.state, self.writes, self._new = new.state, new.writes, 0
+    outdated(self.dir, generation)
+    self._files.log = self._traces(True, True)
+    self._open_texts()
 
 # %% ../../nbs/82a_memories.ipynb #forget
 @patch
