@@ -6,7 +6,7 @@
 __all__ = ['live']
 
 # %% ../../nbs/89_system.ipynb #imports
-from pathlib import Path
+import contextlib, signal, threading
 import torch
 from fastcore.basics import AttrDict, patch
 from ..backbone.model import ChronoModel
@@ -161,15 +161,36 @@ def summary(self:ChronoSystem) -> str:
     return ', '.join(out) + ''.join(f'; {p}' for p in self.problems)
 
 # %% ../../nbs/89_system.ipynb #live-lines
-def _lines(s, teller, events):
-    "Lines of a life, Ctrl-C included"
-    try:
-        for e in events:
-            yield from teller.lines(e)
-            while s.lines: yield s.lines.popleft()
-    except KeyboardInterrupt:
+@contextlib.contextmanager
+def _halting():
+    "Within, the first Ctrl-C sets an event; where somebody else handles it, that's theirs"
+    halt, ours = threading.Event(), threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    def first(n, frame):
+        if halt.is_set(): raise KeyboardInterrupt
+        halt.set()
+    if ours: signal.signal(signal.SIGINT, first)
+    try: yield halt
+    finally:
+        if ours: signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def _until(events, halt):
+    "Events until Ctrl-C, which ends them like an end of the source"
+    with contextlib.closing(events):
+        try:
+            for e in events:
+                yield e
+                if halt.is_set(): break
+        except KeyboardInterrupt: halt.set()
+
+def _lines(s, events, halt):
+    "Lines of a life"
+    teller = Teller()
+    for e in _until(events, halt):
+        yield from teller.lines(e)
+        while s.lines: yield s.lines.popleft()
+    if halt.is_set():
         yield 'stopped'
-        if s.listener: s._cut(float(s.listener.run.time[0]))
+        s._cut(float(s.listener.run.time[0]))
     s.join()
     while s.lines: yield s.lines.popleft()
     s.step_learning()
@@ -191,5 +212,5 @@ def live(
     source = _opened(source, clock)
     model = ChronoModel.from_pretrained(model) if isinstance(model, str) else model
     fast = not realtime and source.replay
-    with ChronoSystem(model, user, home, listener, threaded=not fast, **kw) as s:
-        yield from _lines(s, Teller(), s.listen(source, clock if realtime else None, resume))
+    with _halting() as halt, ChronoSystem(model, user, home, listener, threaded=not fast, **kw) as s:
+        yield from _lines(s, s.listen(source, clock if realtime else None, resume), halt)
