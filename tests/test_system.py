@@ -92,14 +92,14 @@ def test_what_is_pending_is_told_by_the_next_process(tmp_path, model, ear):
         assert s.session.t == n+1 and not s.pending and told(s.session)[-1].text == 'At 00:00:01 it rang.'
 
 def test_frames_never_wait_for_a_thought(tmp_path, model, ear, monkeypatch):
-    "The model takes half a second; frames go on meanwhile"
+    "The model takes two seconds; frames go on meanwhile"
     slow = ChronoModel.answer
-    def answer(self, *a, **k): time.sleep(.5); return slow(self, *a, **k)
+    def answer(self, *a, **k): time.sleep(2.); return slow(self, *a, **k)
     monkeypatch.setattr(ChronoModel, 'answer', answer)
     with ChronoSystem(model, 'ann', tmp_path, ear, SystemConfig(**CONFIG), threaded=True) as s:
         most = 0.
         for r in Bursts(120): t = time.perf_counter(); s.step_frame(r); most = max(most, time.perf_counter()-t)
-        assert s.pending and most < .45
+        assert s.pending and most < 1.8
         s.join()
         assert s.count['thoughts'] >= 2 and not s.problems
 

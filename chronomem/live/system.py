@@ -14,7 +14,6 @@ from ..core import WallClock
 from .body import ChronoSystem, SystemConfig, SystemState
 from .journal import Journal, at_times, heard, named, told
 from .segments import stamp
-from .session import _live
 from .teller import Teller
 from ..senses.m4 import M4Token
 from ..senses.sources import AudioFile, Source
@@ -37,35 +36,40 @@ def _feelings(self:ChronoSystem):
 # %% ../../nbs/89_system.ipynb #answer
 def _note(text): return Trace('', 0, 0., 'system', '', 0, text)
 
+@contextlib.contextmanager
+def _finding(session, notes):
+    "Within, this session finds these notes, the most important one first"
+    session._find = lambda question, key: list(notes)
+    try: yield session
+    finally: del session._find
+
 @patch
-def _soft(self:ChronoSystem, row, tokens):
-    "The ladder's latents and what is felt, in front of a prompt: arguments of `generate`"
-    m, s = self.model, self.session
+def _reads(self:ChronoSystem): return self.session.recall in ('traces', 'both')
+
+@patch
+def _answer(self:ChronoSystem, question, tokens, notes=(), remember=False):
+    "What the language model says, having read some notes, and the notes it read"
+    with self.turn, _finding(self.session, notes) as s:
+        if self.felt: return self._felt_answer(question, tokens)
+        return s.ask(question, tokens, remember=remember, sources=True)
+
+@patch
+def _felt_answer(self:ChronoSystem, question, tokens):
+    "The same with what is felt, behind the latents"
+    m, (state, row, found) = self.model, self.session.prompt(question, tokens)
     ids, mask = m.pad([row])
-    soft, on = m.lm.recall(self._read(), ids, mask)
+    soft, on = m.lm.recall(state, ids, mask)
     more = self.map(torch.cat([self.felt.latent, self.felt.sync], -1).to(m.device))[:, None]
-    return ids, mask, torch.cat([soft, more.to(soft.dtype)], 1), torch.cat([on, on.new_ones(1, 1)], 1)
-
-@patch
-def _read(self:ChronoSystem):
-    "The state that answers read"
-    return self.session.state if self.session.recall in ('ladder', 'both') else self.model.lm.memory.init(1)
-
-@patch
-def _answer(self:ChronoSystem, question, tokens, notes=()):
-    "What the language model says, having read some notes, and the notes it read; nothing is remembered"
-    m = self.model
-    with self.turn: row, read = m._with_notes(question, m._prompt(question), list(notes), tokens)
-    if not self.felt: return m.answer(self._read(), [row], tokens)[0], read
-    out = m.lm.generate(*self._soft(row, tokens), max_new_tokens=tokens, do_sample=False, eos_token_id=m.stop or None)
-    return m.decode(out[0].tolist()), read
+    soft, on = torch.cat([soft, more.to(soft.dtype)], 1), torch.cat([on, on.new_ones(1, 1)], 1)
+    out = m.lm.generate(ids, mask, soft, on, max_new_tokens=tokens, do_sample=False, eos_token_id=m.stop or None)
+    return m.decode(out[0].tolist()), found
 
 # %% ../../nbs/89_system.ipynb #think
 @patch
 def _recalled(self:ChronoSystem, query, but=()):
     "What was told and may matter, best first: what is near, and a person's last words"
     n, s = self.config.recalled, self.session
-    if not n or s.recall not in ('traces', 'both'): return []
+    if not n or not self._reads(): return []
     near = [m for m in s.memories(query, n+len(but)) if m.text not in but and m.role != 'assistant']
     own = [m for m in s.memories(n=100) if m.role == 'user' and not m.text.endswith('?')][:1]
     return [*own, *(m for m in near if m.id not in {o.id for o in own})][:n]
@@ -79,6 +83,7 @@ def step_inference(self:ChronoSystem,
     "Ask the language model about now; nothing of it is remembered"
     c = self.config
     lines = list(self.recent)[-c.shown:] if lines is None and c.shown else list(lines or ())
+    if not self._reads(): return self._answer('\n'.join([*lines, '', question] if lines else [question]), tokens or c.tokens)[0]
     old = self._recalled(' '.join([*lines, question]), lines)
     return self._answer(question, tokens or c.tokens, [*map(_note, lines), *old])[0]
 
@@ -110,18 +115,10 @@ def ask(self:ChronoSystem,
 ):                         # the answer; with `sources` that and a list of `Trace`s
     "Answer from memory, and from what was heard at the times the question names"
     self.join()
-    with self.turn:
-        reads = self.session.recall in ('traces', 'both')
-        found = [r['trace'] for r in named(heard(self.session), question)] if reads else []
-        answer, found = self._answer(question, max_new_tokens, found or self._recalled(question))
-        if remember: self._exchanged(question, answer)
+    found = [r['trace'] for r in named(heard(self.session), question)] if self._reads() else []
+    answer, found = self._answer(question, max_new_tokens, found or self._recalled(question), remember)
+    if remember: self.lessons.extend(x for x in (question, answer) if x)
     return (answer, found) if sources else answer
-
-@patch
-def _exchanged(self:ChronoSystem, question, answer):
-    "An exchange is lived through as a session's own are: later questions don't find it"
-    _live(self.model, [self.session], [self.model._exchange(question, answer)], answered=True)
-    self.lessons.extend([question, *[answer]*bool(answer)])
 
 # %% ../../nbs/89_system.ipynb #forget
 @patch
