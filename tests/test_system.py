@@ -182,12 +182,12 @@ def test_ctrl_c_ends_life_and_another_process_answers(tmp_path):
     for x in p.stdout:
         seen.append(x.strip())
         if sum('there was' in y for y in seen) == 4: p.send_signal(signal.SIGINT); break
-    rest, errors = p.communicate(timeout=200)
+    rest, errors = p.communicate(timeout=600)
     seen += rest.strip().split('\n')
     assert p.returncode == 0 and 'Traceback' not in errors and 'stopped' in seen
     assert re.fullmatch(r'\d+ things? remembered, \d+ thoughts?, \d+ frames?, \d+ late, 0 missing', seen[-1])
     line = next(x for x in seen if ' there was' in x and '00:00:04' in x).split('  ', 1)[1]
-    run = lambda *a: subprocess.run([sys.executable, *a], stdout=subprocess.PIPE, text=True, timeout=200, check=True).stdout
+    run = lambda *a: subprocess.run([sys.executable, *a], stdout=subprocess.PIPE, text=True, timeout=600, check=True).stdout
     assert line in run('-c', ASK, here, str(tmp_path), 'What was there at 00:00:04?')
     assert run('-m', 'chronomem.app.cli', 'ask', 'What was there at 00:00:04?', '--user', 'ann', '--home', str(tmp_path)).strip()
 
@@ -203,7 +203,7 @@ def test_each_passage_of_a_line_can_be_found_and_read_alone(model, stop):
     with model.session('x', incognito=True) as s:
         s.ingest(line('speech', 3., 3+stop, 'theo', .9), 'system', 'mic')
         pieces = s.memories(n=99)
-        assert all(m.text.startswith('theo spoke') for m in pieces) and (len(pieces) > 1) == (stop > 6)
+        assert all(m.text.startswith('theo spoke') for m in pieces) and (len(pieces) > 1) == (stop > 3)
         assert [r['stop'] for r in heard(s)] == [int(3+stop)]
 
 def test_a_question_finds_the_trace_of_its_time_by_words(model):

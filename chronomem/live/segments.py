@@ -91,7 +91,7 @@ def spoken_name(
     return b if b.isalpha() else label
 
 # %% ../../nbs/88a_segments.ipynb #line
-SENTENCE, MOST = 4, 60  # times that a sentence names, and a line
+SENTENCE, MOST = 3, 60  # times that a sentence names, and a line
 
 def times(
     start:float, # seconds
@@ -116,7 +116,7 @@ def line(
     at, known = times(start, stop), f' (sure {sure:.2f})'*(kind == 'speech' and bool(who))
     said = [f'{what} at {", ".join(at[i:i+SENTENCE])}' for i in range(0, len(at), SENTENCE)]
     long = f', for {stop-start:.1f} s{known}'*(kind in ('speech', 'sound'))
-    return '. '.join(said) + (f'. {what}{long[1:]}' if long and len(at) >= SENTENCE else long) + '.'
+    return '. '.join(said) + (f'. {what}{long[1:]}' if long and len(at) > SENTENCE else long) + '.'
 
 # %% ../../nbs/88a_segments.ipynb #segments
 def hear(
