@@ -120,6 +120,14 @@ def ask(self:ChronoSystem,
     if remember: self.lessons.extend(x for x in (question, answer) if x)
     return (answer, found) if sources else answer
 
+@patch
+def step_learning(self:ChronoSystem) -> int: # texts it was fed
+    "Let the learner read what was told since the last time"
+    if not (self.config.learn and self.learner): self.lessons.clear(); return 0
+    n = 0
+    while self.lessons: self.learner.feed(self.lessons.popleft()); n += 1
+    return n
+
 # %% ../../nbs/89_system.ipynb #forget
 @patch
 def forget(self:ChronoSystem,
