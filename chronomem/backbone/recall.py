@@ -79,7 +79,7 @@ def quotes(self:ChronoModel):
     "Are notes shown as quotes?"
     if self.frame not in (None, 'notes', 'quotes'): raise ValueError(f"frame: got {self.frame!r}, expected 'notes', 'quotes' or None")
     if self.frame or self.reader is not None: return self.reader is not None or self.frame == 'quotes'
-    return not self.trained and sum(p.numel() for p in self.lm.lm.parameters()) <= SMALL
+    return self.recall in ('traces', 'none') and sum(p.numel() for p in self.lm.lm.parameters()) <= SMALL
 
 @patch
 def notes(self:ChronoModel,

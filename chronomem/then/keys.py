@@ -14,6 +14,7 @@ import numpy as np
 
 # %% ../../nbs/45_keys.ipynb #words
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_TIME = re.compile(r'(?<![\d:])\d{1,2}(?::\d\d){1,2}(?![\d:])')
 _DENSE_SCRIPT = re.compile(r'[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]')  # Thai, kana, Han: no spaces between words
 
 def _pairs(word): return [word[i:i+2] for i in range(max(1, len(word)-1))]
@@ -23,7 +24,7 @@ def words(
 )->list:      # its words, in order, lower case
     "The words by which a text is found"
     found = [w.removesuffix("'s") for w in _WORD.findall(text.lower().replace('’', "'"))]
-    return [p for w in found for p in (_pairs(w) if _DENSE_SCRIPT.search(w) else [w])]
+    return [p for w in found for p in (_pairs(w) if _DENSE_SCRIPT.search(w) else [w])] + _TIME.findall(text)
 
 # %% ../../nbs/45_keys.ipynb #sparse
 SLOTS = 48  # distinct words that a sparse key holds; a trace has at most 64 tokens
