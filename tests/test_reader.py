@@ -14,7 +14,7 @@ KW = dict(max_new_tokens=6, eos_token_id=None)
 TWO = [Example('Where is Ann?', 'Ann is in Rome.', 'Rome', ('It rained.',)), Example('Who is ill?', 'Bob is ill.', 'Bob', ('Tea is hot.',))]
 
 def toy(family='llama', lora_r=2, **kw):
-    return ChronoModel(add_memory(tiny_lm(family, vocab=258, **kw), lora_r=lora_r).requires_grad_(False), byte_tokenizer(), 'toy', trained=False)
+    return ChronoModel(add_memory(tiny_lm(family, vocab=258, **kw), lora_r=lora_r).requires_grad_(False), byte_tokenizer(), 'toy', recall='traces')
 
 def loud(model, seed=0, by=.5):
     r = new_reader(model, 2)
@@ -197,7 +197,7 @@ def test_the_one_for_smollm2_fits():
 
 def test_quotes_are_for_small_untrained_models(model):
     assert model.quotes() and model.lead()
-    model.trained = True
+    model.recall = 'both'
     assert not model.quotes() and not model.lead()
     model.reader = new_reader(model, 2)
     assert model.quotes() and not model.lead()

@@ -6,10 +6,10 @@
 __all__ = ['VERBS', 'main']
 
 # %% ../../nbs/97_command.ipynb #imports
-from . import cli, verbs
+from . import cli, running, verbs
 
 # %% ../../nbs/97_command.ipynb #main
-VERBS = {**cli.VERBS, **verbs.VERBS}
+VERBS = {**cli.VERBS, **verbs.VERBS, **running.VERBS}
 
 def main(
     argv=None  # arguments; None: those of the process
