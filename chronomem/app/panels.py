@@ -155,7 +155,7 @@ def draw(self:Dashboard):
 def _draw_status(self:Dashboard):
     run = self.run
     loss = f', loss {run.rows[-1]["loss"]:.2f}' if run.rows and run.rows[-1]['loss'] is not None else ''
-    self.status.value = f'<b class="cm-state">{run.state}</b>: {len(run.lived)} texts, {run.tokens:,} tokens{loss}'
+    self.status.value = f'<b class="cm-state">{run.state}</b>{" (reload the page to open it again)" if not run.alive else ""}: {len(run.lived)} texts, {run.tokens:,} tokens{loss}'
     self.problems.value = '<br>'.join(_red(f'{p["where"]}: {p["error"]}') for p in [*run.problems][-3:])
     on, ended = run.state == 'running', not run.alive
     for k, off in dict(start=on or ended, pause=not on, step=on or ended, save=ended, stop=ended).items(): self.buttons[k].disabled = off
