@@ -49,7 +49,9 @@ def _server(port, open_browser, tell):
     for m in (lambda: require('app', 'ipywidgets'), lambda: require('app', 'anywidget'), lambda: require('app', 'ipykernel')): m()
     class Server(voila.Voila):
         def listen(self):
+            voila.tornado.ioloop.IOLoop.current().add_callback(self.say)   # once the port is known: listening doesn't return
             super().listen()
+        def say(self):
             tell(f'chronomem app: {self.display_url}')
             tell('Ctrl-C ends it; what was learned is saved.')
     base = voila.VoilaConfiguration().multi_kernel_manager_class
