@@ -182,9 +182,146 @@ def test_recall_by_delay_comes_while_the_stream_goes_on(make):
     assert [(r['round'], r['delay']) for r in run.recalls][:4] == [(0, 2), (0, 4), (1, 2), (1, 4)]
     assert run.recalls[0]['of'] == 2
 
-def test_the_ladders_rules_are_put_back(make, tmp_path):
-    from chronomem.backbone.backbone import MemoryLM
-    from chronomem.ladder.reading import Looking, ReadingConfig
-    from chronomem.ladder.whole import LadderRules
+def ruled(writing, reading):
+    "The embedded model with other rules of its ladder"
+    from chronomem.ladder.whole import LadderRules, make_ladder
+    m = ChronoModel.default()
+    old, c = m.lm.memory, m.lm.config
+    m.lm.memory = make_ladder(c.ladder, LadderRules(writing=writing, reading=reading), c.n_mem*m.lm.d, m.lm.width)
+    m.lm.memory.load_state_dict(old.state_dict(), strict=False)
+    return m
+
+def test_rules_of_the_ladder_act_and_are_put_back(make):
+    from chronomem.ladder.reading import ReadingConfig
     from chronomem.ladder.writing import WritingConfig
-    from chronomem.backbone.model import MemoryConfig
+    m = ruled(WritingConfig(when=('surprise', 'clock', 'clock'), promote=1), ReadingConfig(attend=True))
+    run, memory = make(model=m), m.lm.memory
+    assert [*run.locked] == ['cadences'] and (run.settings.margin, run.settings.look) == (1.25, .5)
+    run.step().result(60)
+    run.set(margin=3., look=.1).result(60)
+    assert (memory.writing.config.margin, memory.reading.config.temperature) == (3., .1)
+    assert run.session._new == 0, 'saved before the rule changes, as a replay would write by the old one'
+    run.stop()
+    assert (memory.writing.config.margin, memory.reading.config.temperature) == (1.25, .5)
+
+# Serving
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'voila.app', None)
+    with pytest.raises(ImportError, match=r"chronomem\[app\]"): serve.app_command()
+    assert serve.ENV not in os.environ
+
+@pytest.mark.parametrize('port', [0, 65536, -1])
+def test_port(port):
+    with pytest.raises(ValueError, match='port'): serve.app_command(port=port)
+
+@pytest.fixture(scope='module')
+def served(tmp_path_factory):
+    "The address of a server"
+    code = f"from chronomem.app.serve import app_command; app_command('Ann', {str(tmp_path_factory.mktemp('home'))!r}, port=8930, tell=lambda s: print(s, flush=True))"
+    p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    try:
+        address = re.search(r'http://127\.0\.0\.1:\d+/\?token=\w+', p.stdout.readline())[0]
+        yield address
+        p.send_signal(signal.SIGINT)
+        assert p.wait(40) == 0
+    finally: p.kill()
+
+@pytest.fixture(scope='module')
+def browser():
+    api = pytest.importorskip('playwright.sync_api')
+    if not CHROMIUM: pytest.skip('no chromium')
+    with api.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
+        yield b
+        b.close()
+
+@pytest.mark.slow
+def test_nobody_gets_in_without_the_token(served):
+    from urllib.request import urlopen
+    assert '/login' in urlopen(served.split('?')[0]).url
+
+PICTURES = os.environ.get('CHRONOMEM_PICTURES')  # a folder: pictures are kept there
+
+def shot(page, name, of=None):
+    if PICTURES: (of or page).screenshot(path=f'{PICTURES}/{name}.png', **({} if of else dict(full_page=True)))
+
+def count(page): return int(re.search(r'(\d[\d,]*) texts', page.locator('.cm-status').inner_text())[1].replace(',', ''))
+
+def points(page):
+    "Points of the curve of loss, as plotly has them"
+    return page.evaluate("() => { const g = [...document.querySelectorAll('.js-plotly-plot')].find(g => g.data && g.data.length == 3 && g.data[2].name == 'learning'); return g && g.data[2].x ? g.data[2].x.length : 0 }")
+
+def wait(page, ok, seconds=90):
+    end = time.monotonic()+seconds
+    while not ok():
+        assert time.monotonic() < end, page.locator('body').inner_text()[:2000]
+        page.wait_for_timeout(200)
+
+@pytest.mark.slow
+def test_the_page(served, browser):
+    page = browser.new_page(viewport=dict(width=1440, height=1000))
+    page.goto(served, timeout=180_000)
+    state = lambda: page.locator('.cm-state').inner_text()
+    click = lambda css: page.locator(f'button.cm-{css}').click()
+    page.locator('.cm-status').wait_for(timeout=120_000)
+    wait(page, lambda: state() == 'paused')
+    shot(page, 'empty')
+    # start, and curves grow
+    click('start')
+    wait(page, lambda: state() == 'running' and points(page) >= 2)
+    n = points(page)
+    wait(page, lambda: points(page) >= n+3)
+    # a slider changes the run
+    now = page.locator('.cm-now-rate').inner_text()
+    handle = page.locator('.cm-rate .noUi-handle')
+    handle.focus()
+    for _ in range(3): handle.press('ArrowRight')
+    wait(page, lambda: page.locator('.cm-now-rate').inner_text() != now)
+    assert float(page.locator('.cm-now-rate').inner_text()) > float(now)
+    # pause, and step by one
+    wait(page, lambda: count(page) >= 14)
+    click('pause')
+    wait(page, lambda: state() == 'paused')
+    n = count(page)
+    page.wait_for_timeout(1500)
+    assert count(page) == n
+    click('step')
+    wait(page, lambda: count(page) == n+1)
+    assert state() == 'paused'
+    # what can't be changed says why
+    assert 'Cadences belong to the weights' in page.locator('body').inner_text()
+    # chat
+    page.locator('.cm-question input').fill('What is the passkey?')
+    page.locator('.cm-question input').press('Enter')
+    wait(page, lambda: 'latents' in page.locator('.cm-answers').inner_text())
+    assert 'What is the passkey?' in page.locator('.cm-answers').inner_text()
+    # memory: look, choose, forget
+    page.locator('.cm-search input').fill('passkey')
+    click('look')
+    options = lambda: page.locator('.cm-list option').all_inner_texts()
+    wait(page, lambda: any('passkey' in o for o in options()))
+    before = options()
+    page.locator('.cm-list select').select_option(index=0)
+    click('forget')
+    wait(page, lambda: options() and options() != before)
+    assert before[0] not in options()
+    assert 'filled' in page.locator('.cm-rungs').inner_text()
+    # save, go on, and open the page again: the run goes on
+    click('save')
+    click('start')
+    wait(page, lambda: state() == 'running')
+    n, text = count(page), page.locator('.cm-answers').inner_text()
+    page.reload(timeout=180_000)
+    page.locator('.cm-status').wait_for(timeout=120_000)
+    wait(page, lambda: state() == 'running' and count(page) > n)
+    assert page.locator('.cm-answers').inner_text() == text
+    assert points(page) > 2
+    wait(page, lambda: count(page) > int(os.environ.get('CHRONOMEM_TEXTS', 0)), 400)
+    shot(page, 'page')
+    for name, f in zip(('loss', 'guards', 'gates', 'sync', 'recall'), page.locator('.js-plotly-plot').all()): shot(page, name, f)
+    # stop
+    click('stop')
+    wait(page, lambda: state() == 'stopped')
+    assert page.locator('button.cm-start').is_disabled()
+    assert not page.locator('.cm-problems').inner_text().strip()
