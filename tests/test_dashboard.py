@@ -260,7 +260,7 @@ def wait(page, ok, seconds=90):
 
 @pytest.mark.slow
 def test_the_page(served, browser):
-    page = browser.new_page(viewport=dict(width=1440, height=1000))
+    page = browser.new_page(viewport=dict(width=1440, height=1760))
     page.goto(served, timeout=180_000)
     state = lambda: page.locator('.cm-state').inner_text()
     click = lambda css: page.locator(f'button.cm-{css}').click()

@@ -78,11 +78,11 @@ def _slider(self:Dashboard, k):
 def _settings(self:Dashboard):
     self.controls, self.whys, w = {}, {}, self.w
     sliders = [self._slider(k) for k in SLIDERS]
-    self.controls['recall'] = self._own(w.Dropdown(options=['ladder', 'traces', 'both', 'none'], value=self.run.settings.recall, description='answer from', layout=dict(width='96%')), 'recall')
+    self.controls['recall'] = self._own(w.Dropdown(options=['ladder', 'traces', 'both', 'none'], value=self.run.settings.recall, layout=dict(width='96%')), 'recall')
     self.controls['learned'] = self._own(w.Checkbox(value=False, description='answer with what was learned', indent=False), 'learned')
     for k, c in self.controls.items(): c.observe(lambda change, k=k: self._changed(k, change['new']), 'value')
     self.force, self.whys['cadences'] = self._html('force'), self._html('why')
-    return w.VBox([*sliders, self.controls['recall'], self.controls['learned'], self._html(text='<b>cadences</b>'), self.whys['cadences'], self._html(text='<b>in force</b>'), self.force])
+    return w.VBox([*sliders, self._html(text='<b>answers are made from</b>'), self.controls['recall'], self.controls['learned'], self._html(text='<b>cadences</b>'), self.whys['cadences'], self._html(text='<b>in force</b>'), self.force])
 
 @patch
 def _changed(self:Dashboard, k, v):

@@ -8,6 +8,7 @@ __all__ = ['ENV', 'one_kernel', 'page', 'app_command']
 # %% ../../nbs/91b_serve.ipynb #imports
 import asyncio, inspect, json, os
 from pathlib import Path
+from transformers.utils import logging as transformers_logging
 from .dashboard import open_run
 from .panels import Dashboard
 from ..backbone.model import _asset
@@ -37,6 +38,7 @@ ENV, _PAGES = 'CHRONOMEM_APP', []
 def page() -> Dashboard:
     "The dashboard that `CHRONOMEM_APP` describes, of a run that may be going on already"
     kw = json.loads(os.environ.get(ENV, '{}'))
+    transformers_logging.disable_progress_bar()
     run = open_run(json.dumps(kw, sort_keys=True), **kw)
     _PAGES.append(Dashboard(run).watch())
     while len(_PAGES) > 3: _PAGES.pop(0).close()
