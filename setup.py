@@ -19,5 +19,5 @@ setup(
     packages=find_packages(include=[lib, lib + '.*']), package_data={lib: ['assets/**']}, include_package_data=False,
     install_requires=shlex.split(cfg['requirements']),
     extras_require={k[:-len(suffix)]: shlex.split(v) for k, v in cfg.items() if k.endswith(suffix)},
-    entry_points={'nbdev': [f'{lib} = {lib}._modidx:d'], 'console_scripts': [f'{lib} = {lib}.app.cli:main']},
+    entry_points={'nbdev': [f'{lib} = {lib}._modidx:d'], 'console_scripts': [f'{lib} = {lib}.app.command:main']},
     zip_safe=False)

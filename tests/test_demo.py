@@ -50,7 +50,7 @@ def test_errors_are_one_line(tmp_path):
 # --- facts in people's own words ---
 
 recalls = pytest.mark.skipif(not hasattr(Session, 'prompt'), reason='sessions of this version recall no traces')
-BATS = Fact('bats', 'open', 'fear', 'Bats scare me.', 'What do I run from?', ('bat', 'bats'), ('a dog', 'bats', 'the dark', 'a crowd'), 1)
+BATS = Fact('bats', 'open', 'fear', 'Bats scare me.', 'What do I run from?', 'what scares me?', ('bat', 'bats'), ('a dog', 'bats', 'the dark', 'a crowd'), 1)
 
 @pytest.fixture(scope='module')
 def model(): return ChronoModel.default()
@@ -59,8 +59,10 @@ def test_the_sealed_facts_are_fixed():
     known = facts()
     assert {f.id for f in facts('sealed')} == set(random.Random(0).sample(sorted(f.id for f in known), 20))
     assert known == sorted(facts('open') + facts('sealed'), key=known.index) and len(known) == 40
-    text = json.dumps([asdict(f) for f in facts('sealed')], sort_keys=True)
-    assert hashlib.sha256(text.encode()).hexdigest() == 'ab0fb9925427afcce9060d2313a3d300dc922a5432532ed1de9b47aaf16f326e'   # changing one would be tuning on it
+    sealed = [asdict(f) for f in facts('sealed')]
+    stamp = lambda rows: hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    assert stamp(sealed) == 'd783585f2b35b1f67b3dabf3490064a7bee854b0a42c35e5728a1295cf6ee91d'   # changing one would be tuning on it
+    assert stamp([{k: v for k, v in f.items() if k != 'near'} for f in sealed]) == 'ab0fb9925427afcce9060d2313a3d300dc922a5432532ed1de9b47aaf16f326e'   # as before the everyday wording came
 
 def test_a_constant_choice_is_at_chance():
     for split in ('open', 'sealed'): assert sorted(f.right for f in facts(split)) == sorted([0, 1, 2, 3]*5)

@@ -68,7 +68,7 @@ def test_kill_while_ingesting(model, home, tmp_path, reference):
         with model.session('ada', home) as s:
             assert known <= s.t <= known+1 and torch.equal(logits(s), reference[s.t])
             ahead += s.t > known
-    assert known > 12
+    assert known >= 12     # one a round is all that a busy machine promises
 
 def test_kill_at_birth(model, home):
     rng = random.Random(1)

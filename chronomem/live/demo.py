@@ -99,7 +99,8 @@ class Fact:
     split: str     # 'open', or 'sealed': nothing may be tuned on it
     kind: str      # 'password', 'reason', 'promise', ...
     told: str      # What is said, once
-    ask: str       # The later question
+    ask: str       # The later question, far-fetched
+    near: str      # The same question, as one would ask it in everyday life
     answer: tuple  # Lower-case words; a right answer holds one of them
     options: tuple # Four short answers
     right: int     # Which of the four is right
@@ -107,12 +108,12 @@ class Fact:
         def need(name, ok, expected):
             if not ok: raise ValueError(f'fact {self.id!r}, {name}: got {getattr(self, name)!r}, expected {expected}')
         need('split', self.split in SPLITS, 'open or sealed')
-        for k in ('kind', 'told', 'ask'): need(k, isinstance(getattr(self, k), str) and getattr(self, k).strip(), 'a text')
+        for k in ('kind', 'told', 'ask', 'near'): need(k, isinstance(getattr(self, k), str) and getattr(self, k).strip(), 'a text')
         need('answer', self.answer and all(a and a == a.lower().strip() for a in self.answer), 'words in lower case')
         need('options', len(set(self.options)) == 4, 'four different ones')
         need('right', self.right in range(4), '0 to 3')
         need('options', [_holds(self.answer, o) for o in self.options] == [i == self.right for i in range(4)], 'accepted words in the right one, and in no other')
-        need('ask', not _holds(self.answer, self.ask), 'none of the accepted words')
+        for k in ('ask', 'near'): need(k, not _holds(self.answer, getattr(self, k)), 'none of the accepted words')
 
 # %% ../../nbs/84_demo.ipynb #facts
 def facts(

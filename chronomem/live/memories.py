@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..backbone.model import Row
 from ..core import StateError, _sync_dir
 from .session import Session, _pass
-from ..then.home import outdated, part
+from ..then.home import outdated, part, read_manifest
 from ..then.keys import sparse
 
 # %% ../../nbs/82a_memories.ipynb #list
@@ -27,7 +27,7 @@ def memories(self:Session,
         words, key = torch.from_numpy(sparse(query)), self.model.dense([self.model.encode(query)])[0]
     with self._alone():
         if self._texts is None: return []
-        found = self._texts.latest(n) if query is None else self._texts.search(words, key, n)
+        found = self._texts.latest(n) if query is None else self._texts.search(words, key, n, every=True)
     for f in found: f.text = self.model.spoken(f.ids)
     return found
 
@@ -55,11 +55,11 @@ def _prefix(self:Session, new, t):
         keys.append(key)
     return keys
 
-def _relive(self, rows, gone, progress):
+def _relive(self, rows, gone, whole, progress):
     "A session that lived all of `rows` but those `gone`; its hidden states, and the rows with their new inferences"
     new = Session(self.model, self.user, self.home, incognito=True, clock=self.clock, keep='latents')
     first = next((k for k, r in enumerate(rows) if r.id in gone), len(rows))
-    keys = self._prefix(new, rows[first].t if first < len(rows) else self.t)
+    keys = self._prefix(new, rows[first].t if first < len(rows) else self.t) if whole else None
     if keys is None: keys, first = [], 0
     kept = [r | dict(t=r.t) for r in rows[:first]]
     for r in tqdm(rows[first:], desc='living again', unit='text', disable=None if progress else True):
@@ -85,7 +85,7 @@ def _write_traces(log, rows, model, keys):
 @patch
 def _rewrite(self:Session, new, rows, keys):
     "Put a life that was lived again in place of this one"
-    g = self._files.generation+1
+    g = self._files.generation + 1
     try:
         with self._begin(part(self.dir, 'traces', g), 0 if keys is not None or not new.t else new.t) as log:
             if keys is not None: _write_traces(log, rows, self.model, keys)
@@ -98,17 +98,20 @@ def _rewrite(self:Session, new, rows, keys):
         known = self._manifest(self.dir)
         new._first_manifest(self.dir, known.created)
     except BaseException:
-        outdated(self.dir, self._files.generation)
+        if read_manifest(self.dir).generation == g: self._moved(new, g)
+        else: outdated(self.dir, g-1)
         raise
-    self._reopened(g)
+    self._moved(new, g)
 
 @patch
-def _reopened(self:Session, generation):
-    "Let go of the old files, and read the new ones"
+def _moved(self:Session, new, generation):
+    "Be the life that counts now; let go of the old files, and open the new ones"
     for log in (self._log, self._texts): log.close(mark=False) if log is not None else None
-    self._files.log = self._files.texts = None
-    self._files.generation = generation
-    self._load()
+    self._files.log, self._files.texts, self._files.generation = None, None, generation
+    self.state, self.writes, self._new = new.state, new.writes, 0
+    outdated(self.dir, generation)
+    self._files.log = self._traces(True, True)
+    self._open_texts()
 
 # %% ../../nbs/82a_memories.ipynb #forget
 @patch
@@ -131,7 +134,7 @@ def forget(self:Session,
         rows, whole = self._life()
         if unknown := ids - {r.id for r in rows}: raise StateError(f'ids: nothing is kept under {sorted(unknown)}; memories() lists what is')
         if not whole: self._must_choose(rows, partial)
-        if whole or partial == 'rest': new, keys, kept = _relive(self, rows, ids, progress)
+        if whole or partial == 'rest': new, keys, kept = _relive(self, rows, ids, whole, progress)
         else: new, keys, kept = self._emptied(), None, [r for r in rows if r.id not in ids]
         self._put(new, kept, keys)
         return AttrDict(texts=len(rows)-len(kept), before=before, after=self.t, exact=whole)

@@ -11,9 +11,10 @@ import torch
 from fastcore.basics import patch
 from ..backbone.model import ChronoModel
 from ..core import StateError
-from ..then.home import home_dir, memory_dir, sweep, take
+from ..then.home import home_dir, latest, memory_dir, sweep, take
 from ..then.log import TraceLog, wipe_log
-from .session import Session, _whole_end
+from .memories import Session
+from .session import _whole_end
 
 # %% ../../nbs/88_repair.ipynb #report
 @dataclass
@@ -34,10 +35,12 @@ def _bare(model, user, home):
 # %% ../../nbs/88_repair.ipynb #sources
 def _manifest_of(s, found):
     "The manifest, if it is good"
+    s._files.generation = latest(s.dir)
     try: known = s._manifest(s.dir)
     except StateError as e: return found.append(str(e))
-    if known: s._files.generation = known.generation
-    return known or found.append('the manifest is gone')
+    if not known: return found.append('the manifest is gone')
+    s._files.generation = known.generation
+    return known
 
 def _state_of(s, found):
     "Is the saved state good? Then the session has it"

@@ -15,7 +15,7 @@ from ..backbone.recall import within
 from ..core import Config, DirLock, StateError, WallClock, _sync_dir, load_state, save_state, user_dir
 from ..ladder.ladder import LadderState
 from ..senses.m4 import M4Token
-from ..then.home import Manifest, erase, home_dir, memory_dir, outdated, part, read_manifest, scratch, sweep, take, users, wipe_user, write_manifest
+from ..then.home import Manifest, erase, home_dir, latest, memory_dir, outdated, part, read_manifest, scratch, sweep, take, users, wipe_user, write_manifest
 from ..then.keys import sparse
 from ..then.log import TraceLog
 from ..then.texts import RamLog, Texts, pack, text_fields
@@ -206,7 +206,8 @@ def load(self:Session):
 def _load(self:Session):
     known = self._manifest(self.dir)
     if self._log is None and known: self._files.generation = known.generation
-    outdated(self.dir, self._files.generation)
+    if known: outdated(self.dir, self._files.generation)
+    elif latest(self.dir): raise StateError(f'{self.dir}: the manifest is gone: {_MEND}')
     self._blank()
     there = self._read_state()
     if self._log is None: self._files.log = self._traces(known, there)
@@ -371,9 +372,9 @@ def _outlived(self:Session, log, bytes):
 @patch
 def _retain(self:Session):
     "Let go of traces that `retention` doesn't want and the saved state doesn't need"
-    for log, bytes in ((self._log, self.retention.bytes), (self._texts and self._texts.log, self.retention.texts)):
-        if log is None or log._stopped: continue
-        if log.drop(self._outlived(log, bytes)) and self._texts and log is self._texts.log: self._texts.stale()
+    texts, r = self._texts, self.retention
+    if not self._log._stopped: self._log.drop(self._outlived(self._log, r.bytes))
+    if texts is not None and not texts.log._stopped and texts.log.drop(self._outlived(texts.log, r.texts)): texts.stale()
 
 # %% ../../nbs/82_session.ipynb #close
 @patch
