@@ -113,6 +113,7 @@ def _memory(self:Dashboard):
     self.search = self._own(w.Text(placeholder='Search what was told; empty: the latest', layout=dict(width='78%')), 'search')
     self.list = self._own(w.Select(options=[], rows=9, layout=dict(width='98%')), 'list')
     self.find, self.drop = self._button('look', 'search', self._refresh), self._button('forget this one', 'trash', self._forget, 'warning')
+    self.drop.layout.align_self = 'flex-start'
     self.rungs = self._html('rungs')
     return w.VBox([self._html(text='<h3>Memory</h3>'), w.HBox([self.search, self.find]), self.list, self.drop, self.rungs], layout=dict(flex='1 1 420px', min_width='0'))
 
