@@ -50,7 +50,7 @@ def guard_figure(run) -> go.Figure:
     seen = _thin([r for r in rows if r['canary'] is not None])
     f.add_scatter(x=[r['at'] for r in kl], y=[r['kl'] for r in kl], name='KL to the base', line_color='#6a51a3')
     f.add_scatter(x=[r['at'] for r in seen], y=[100*r['canary'] for r in seen], name='canaries (right)', mode='lines+markers', line_color='#d94801', yaxis='y2')
-    right = dict(title='canaries\' loss, % risen', overlaying='y', side='right', showgrid=False, rangemode='tozero')
+    right = dict(title='canaries\' loss, % risen', overlaying='y', side='right', showgrid=False, rangemode='tozero', tickmode='auto', nticks=5)
     return _plain(f, 'Canaries and KL', 'tokens read', 'KL, nats a token', yaxis2=right, yaxis_rangemode='tozero', margin=dict(l=60, r=60, t=64, b=48))
 
 # %% ../../nbs/90b_charts.ipynb #gate
@@ -78,13 +78,13 @@ def sync_figure(run) -> go.Figure:
 def recall_figure(run) -> go.Figure:
     "Share of right answers some inferences after a fact was told"
     rows, f = list(run.recalls), go.Figure()
-    for k in KINDS:
+    for i, k in enumerate(KINDS):
         at = {}
         for r in rows: at.setdefault(r['delay'], []).extend([True]*r['right'][k] + [False]*(r['of']-r['right'][k]))
         x = sorted(at)
         m, low, high = zip(*(map(float, interval(torch.tensor(at[d]))) for d in x)) if x else ((),)*3
         bars = dict(type='data', symmetric=False, array=[h-y for h, y in zip(high, m)], arrayminus=[y-l for y, l in zip(m, low)])
-        f.add_scatter(x=x, y=m, name=k, mode='lines+markers', error_y=bars)
+        f.add_scatter(x=[d*(1+.04*(i-1)) for d in x], y=m, name=k, mode='lines+markers', error_y=bars)
     return _plain(f, 'Recall by delay', 'inferences since it was told', 'right answers', yaxis_range=[-.03, 1.08])
 
 # %% ../../nbs/90b_charts.ipynb #static

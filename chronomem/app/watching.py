@@ -19,7 +19,7 @@ from ..thought.sync import Sync
 # %% ../../nbs/90a_watching.ipynb #stream
 def told_among_prose(
     seed:int=0,
-    every:int=12,       # One text in so many is told by a user
+    every:int=11,       # One text in so many is told by a user; odd, so that it isn't always the same rung's turn
     source:str='pydoc'  # Of the prose, as in `prose`
 ):                      # Yields (role, text) without end
     "Prose, and now and then something worth keeping"
