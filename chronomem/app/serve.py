@@ -47,7 +47,7 @@ def page() -> Dashboard:
 # %% ../../nbs/91b_serve.ipynb #serve
 def _server(port, open_browser, tell):
     "Voila, which tells its address once it listens"
-    voila, traitlets = require('app', 'voila.app'), require('app', 'traitlets.config')
+    voila = require('app', 'voila.app')
     for m in (lambda: require('app', 'ipywidgets'), lambda: require('app', 'anywidget'), lambda: require('app', 'ipykernel')): m()
     class Server(voila.Voila):
         def listen(self):
@@ -57,7 +57,7 @@ def _server(port, open_browser, tell):
             tell(f'chronomem app: {self.display_url}')
             tell('Ctrl-C ends it; what was learned is saved.')
     base = voila.VoilaConfiguration().multi_kernel_manager_class
-    c = traitlets.Config()
+    c = type(voila.VoilaConfiguration().config)()
     c.Voila.update(ip='127.0.0.1', port=port, auto_token=True, open_browser=open_browser)
     c.VoilaConfiguration.multi_kernel_manager_class = one_kernel(base)
     c.VoilaConfiguration.show_tracebacks = True
