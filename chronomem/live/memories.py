@@ -20,14 +20,15 @@ from ..then.keys import sparse
 @patch
 def memories(self:Session,
     query:str=None, # what to look for; None: the latest
-    n:int=20        # at most so many
+    n:int=20,       # at most so many
+    every:bool=True # also what can't be an answer: the model's own words, questions, the query itself
 )->list:            # `Trace`s
     "What is kept of what was told"
     if query is not None:
         words, key = torch.from_numpy(sparse(query)), self.model.dense([self.model.encode(query)])[0]
     with self._alone():
         if self._texts is None: return []
-        found = self._texts.latest(n) if query is None else self._texts.search(words, key, n, every=True)
+        found = self._texts.latest(n) if query is None else self._texts.search(words, key, n, every)
     for f in found: f.text = self.model.spoken(f.ids)
     return found
 

@@ -66,10 +66,11 @@ class Session:
         keep:str='texts',         # 'texts': what was told, readable, so that it can be recalled; 'latents': hidden states only, no word of it
         recall:str=None,          # what answers are made from: 'ladder', 'traces', 'both', 'none'; None: as the model says, without traces if none are kept
         budget:int=256,           # token ids of recalled traces per question
-        top:int=3                 # at most so many of them
+        top:int=3,                # at most so many of them
+        least:float=8.            # how far the best must stand out, in deviations; 0: always show some
     ):
         if model.lm.memory.wants_hint: raise ValueError("model: its ladder wants a hint of surprise (score='hint' or width), which traces don't keep; expected another score for sessions")
-        self.keep, self.recall, self.budget, self.top = keep, _recall(model, keep, recall), budget, top
+        self.keep, self.recall, self.budget, self.top, self.least = keep, _recall(model, keep, recall), budget, top, least
         self.model, self.user, self.home, self.incognito, self.clock = model, user, home_dir(home), incognito, clock or WallClock()
         self.save_every, self.retention, self.wait, self.dir = save_every, retention or Retention(), wait, memory_dir(self.home, user, model.name, create=False)
         self.closed, self.problems, self._pid, self._thread = False, [], os.getpid(), threading.current_thread()
@@ -114,7 +115,7 @@ def _problem(self:Session, what):
 def session(self:ChronoModel,
     user:str,     # whose memory
     home=None,    # directory of all users
-    **kw          # for `Session`: incognito, clock, save_every, retention, wait, keep, recall, budget, top
+    **kw          # for `Session`: incognito, clock, save_every, retention, wait, keep, recall, budget, top, least
 ) -> Session:
     "Open what a person left behind, or begin"
     return Session(self, user, home, **kw)
@@ -547,12 +548,17 @@ def ingest(self:Session,
     return self.model.ingest_batch([self], [text], role, source, position)[0]
 
 # %% ../../nbs/82_session.ipynb #recall
+def _reach(least, n):
+    "How far the best of n must stand out: few traces can't stand out far"
+    return min(least, max(n-1, 0)**.5)
+
 @patch
 def _find(self:Session, question, key):
     "The traces that fit a question, within the budget, best first"
     with self._alone():
         if self._texts is None: return []
         found = self._texts.search(torch.from_numpy(sparse(question)), key, self.top)
+        if not found or found[0].score < _reach(self.least, len(self._texts)): return []
     for f in found: f.text = self.model.spoken(f.ids)
     return within(found, self.budget)
 
@@ -651,7 +657,7 @@ def fork(self:Session,
     incognito:bool=False   # in memory only
 ) -> Session:
     "A second session with the same past, independent from now on"
-    kw = dict(clock=self.clock, save_every=self.save_every, retention=self.retention, wait=self.wait, keep=self.keep, recall=self.recall, budget=self.budget, top=self.top)
+    kw = dict(clock=self.clock, save_every=self.save_every, retention=self.retention, wait=self.wait, keep=self.keep, recall=self.recall, budget=self.budget, top=self.top, least=self.least)
     with self._alone():
         new = Session(self.model, user, self.home, incognito=True, **kw)
         new.state, new.writes = self.state.clone(), dict(self.writes)

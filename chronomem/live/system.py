@@ -70,7 +70,7 @@ def _recalled(self:ChronoSystem, query, but=()):
     "What was told and may matter, best first: what is near, and a person's last words"
     n, s = self.config.recalled, self.session
     if not n or not self._reads(): return []
-    near = [m for m in s.memories(query, n+len(but)) if m.text not in but and m.role != 'assistant']
+    near = [m for m in s.memories(query, n+len(but), every=False) if m.text not in but and m.role != 'assistant']
     own = [m for m in s.memories(n=100) if m.role == 'user' and not m.text.endswith('?')][:1]
     return [*own, *(m for m in near if m.id not in {o.id for o in own})][:n]
 
