@@ -142,5 +142,5 @@ def forgot(
     how = f'exactly: {_n(again, "inference")} lived again, as if it had never been told' if r.exact else PARTIAL[partial]
     return f'forgotten {how}; {_n(r.texts, "text")}, {_n(before, "inference")} before, {r.after:,} now'
 
-PARTIAL = dict(rest='from the files; not exactly: the latents were made anew from what remains: the hidden states kept of the time before it, and the texts',
+PARTIAL = dict(rest='from the files; not exactly: the latents were made anew from the texts that remain',
                empty='from the files; not exactly: the ladder was emptied, the other texts are kept')

@@ -87,9 +87,10 @@ def notes(self:ChronoModel,
     traces,        # what was found
 ):                 # messages
     "A question, and what was found in front of it"
-    texts = [t.text for t in sorted(traces, key=lambda t: (t.at, t.t))]
-    if not texts: return [dict(role='user', content=question)]
-    if self.quotes(): return [dict(role='user', content=QUOTES.format('\n'.join(f'- "{t}"' for t in texts), question))]
+    if not traces: return [dict(role='user', content=question)]
+    quotes = self.quotes()
+    texts = [t.text for t in sorted(traces, key=lambda t: t.score if quotes else (t.at, t.t))]
+    if quotes: return [dict(role='user', content=QUOTES.format('\n'.join(f'- "{t}"' for t in texts), question))]
     return [dict(role='system', content=NOTES.format('\n'.join(f'- {t}' for t in texts))), dict(role='user', content=question)]
 
 @patch

@@ -6,7 +6,7 @@
 __all__ = ['Retention', 'Session', 'Wrote', 'NotKept']
 
 # %% ../../nbs/82_session.ipynb #imports
-import bisect, contextlib, importlib.metadata, os, threading, time, warnings, weakref
+import bisect, contextlib, importlib.metadata, math, os, threading, time, warnings, weakref
 from dataclasses import dataclass
 import torch
 from fastcore.basics import AttrDict, patch
@@ -549,8 +549,8 @@ def ingest(self:Session,
 
 # %% ../../nbs/82_session.ipynb #recall
 def _reach(least, n):
-    "How far the best of n must stand out: few traces can't stand out far"
-    return min(least, max(n-1, 0)**.5)
+    "How far the best of n must stand out: of few, none can stand out far"
+    return least if n >= 100 else -math.inf
 
 @patch
 def _find(self:Session, question, key):
