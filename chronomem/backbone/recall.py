@@ -82,15 +82,19 @@ def quotes(self:ChronoModel):
     return self.recall in ('traces', 'none') and sum(p.numel() for p in self.lm.lm.parameters()) <= SMALL
 
 @patch
+def shown(self:ChronoModel)->int:
+    "How many notes a question is best answered from"
+    return 1 if self.quotes() and self.reader is None else 3
+
+@patch
 def notes(self:ChronoModel,
     question:str,  # what is asked
     traces,        # what was found
 ):                 # messages
     "A question, and what was found in front of it"
-    if not traces: return [dict(role='user', content=question)]
-    quotes = self.quotes()
-    texts = [t.text for t in sorted(traces, key=lambda t: t.score if quotes else (t.at, t.t))]
-    if quotes: return [dict(role='user', content=QUOTES.format('\n'.join(f'- "{t}"' for t in texts), question))]
+    texts = [t.text for t in sorted(traces, key=lambda t: (t.at, t.t))]
+    if not texts: return [dict(role='user', content=question)]
+    if self.quotes(): return [dict(role='user', content=QUOTES.format('\n'.join(f'- "{t}"' for t in texts), question))]
     return [dict(role='system', content=NOTES.format('\n'.join(f'- {t}' for t in texts))), dict(role='user', content=question)]
 
 @patch

@@ -66,7 +66,7 @@ class Session:
         keep:str='texts',         # 'texts': what was told, readable, so that it can be recalled; 'latents': hidden states only, no word of it
         recall:str=None,          # what answers are made from: 'ladder', 'traces', 'both', 'none'; None: as the model says, without traces if none are kept
         budget:int=256,           # token ids of recalled traces per question
-        top:int=3,                # at most so many of them
+        top:int=None,             # at most so many of them; None: as many as the model reads well, 3, or 1 for small ones without training
         least:float=8.            # how far the best must stand out, in deviations; 0: always show some
     ):
         if model.lm.memory.wants_hint: raise ValueError("model: its ladder wants a hint of surprise (score='hint' or width), which traces don't keep; expected another score for sessions")
@@ -557,7 +557,7 @@ def _find(self:Session, question, key):
     "The traces that fit a question, within the budget, best first"
     with self._alone():
         if self._texts is None: return []
-        found = self._texts.search(torch.from_numpy(sparse(question)), key, self.top)
+        found = self._texts.search(torch.from_numpy(sparse(question)), key, self.top or self.model.shown())
         if not found or found[0].score < _reach(self.least, len(self._texts)): return []
     for f in found: f.text = self.model.spoken(f.ids)
     return within(found, self.budget)
