@@ -27,6 +27,11 @@ def _mean(h, mask):
     return (F.normalize(h.float(), dim=-1)*live[..., None]).sum(1)/live.sum(1, keepdim=True)
 
 @patch
+def dense_weight(self:ChronoModel)->float:
+    "How much dense keys count beside words: twice, but once in models below 50 million weights, whose keys tell little"
+    return 1. + (sum(p.numel() for p in self.lm.lm.parameters()) >= 50_000_000)
+
+@patch
 def dense(self:ChronoModel,
     rows,         # lists of ids, none empty
     batch:int=32  # rows in a forward pass
@@ -45,7 +50,8 @@ def dense(self:ChronoModel,
 def _ends(self:ChronoModel, row):
     "Does a sentence end with this id? [n]"
     with self._spelling: words = self.tokenizer.batch_decode([[i] for i in row])
-    return [w.rstrip(' "\'”’)]')[-1:] in tuple('.!?。！？') or '\n' in w for w in words]
+    ends = [w.rstrip(' "\'”’)]')[-1:] in tuple('.!?。！？') or '\n' in w for w in words]
+    return [e and not after[:1].isdigit() for e, after in zip(ends, [*words[1:], ''])]   # 0.9 is no end
 
 @patch
 def spoken(self:ChronoModel,

@@ -89,9 +89,12 @@ class Session:
 
 # %% ../../nbs/82_session.ipynb #ready
 @patch
+def _text_index(self:Session, log): return Texts(log, self.model.lm.width, self.model.device, self.model.dense_weight())
+
+@patch
 def _blank(self:Session):
     self.state, self.writes, self._new = self.model.lm.memory.init(1), dict.fromkeys(self.model.lm.memory.shapes, 0), 0
-    if self.incognito and self.keep == 'texts': self._files.texts = Texts(RamLog(), self.model.lm.width)
+    if self.incognito and self.keep == 'texts': self._files.texts = self._text_index(RamLog())
 
 @patch
 @contextlib.contextmanager
@@ -266,8 +269,7 @@ def _open_texts(self:Session):
 
 @patch
 def _begin_texts(self:Session, dir):
-    width = self.model.lm.width
-    return Texts(self._create(dir, text_fields(width), self.retention.segment(True)), width, self.model.device)
+    return self._text_index(self._create(dir, text_fields(self.model.lm.width), self.retention.segment(True)))
 
 @patch
 def _texts_there(self:Session, dir):
@@ -278,7 +280,7 @@ def _texts_there(self:Session, dir):
         try: log = TraceLog.open(dir, mend=True, **who)
         except StateError: return None
     if log.report.get('damaged'): self._problem(f'texts {log.report.damaged} are damaged')
-    return Texts(log, self.model.lm.width, self.model.device)
+    return self._text_index(log)
 
 # %% ../../nbs/82_session.ipynb #look
 @patch
