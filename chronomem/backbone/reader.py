@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from .backbone import MemoryLM, _backbone_weights
 from .families import family_of
 from .model import ChronoModel, _asset, _use
-from .recall import QUOTES
+from .notes import QUOTES
 from ..core import Config, data_root, fingerprint as _hash, generator, load_tensors, save_tensors
 from ..then.texts import Trace
 

@@ -12,7 +12,7 @@ import torch
 from fastcore.basics import AttrDict, patch
 from ..backbone.model import ChronoModel, Row
 from ..backbone.reader import read_answers, reading
-from ..backbone.recall import within
+from ..backbone.notes import within
 from ..core import Config, DirLock, StateError, WallClock, _sync_dir, load_state, save_state, user_dir
 from ..ladder.ladder import LadderState
 from ..senses.m4 import M4Token
