@@ -152,6 +152,13 @@ class ManualClock(Clock):
         if not 0 <= dt < math.inf: raise ValueError(f'dt: a clock only moves forward, expected a finite dt >= 0, got {dt}')
         self._t += float(dt)
         return self._t
+    def advance_to(self,
+        t:float  # A moment, not before now; reached exactly, whatever the difference rounds to
+    ) -> float:
+        "Move on to moment `t`"
+        self.advance(t-self._t)
+        self._t = float(t)
+        return self._t
 
 # %% ../nbs/00_core.ipynb #wall-clock
 class WallClock(Clock):

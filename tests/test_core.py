@@ -272,3 +272,9 @@ def test_data_root(monkeypatch, tmp_path):
     monkeypatch.setenv('CHRONOMEM_DATA', str(tmp_path)); assert data_root() == tmp_path
     monkeypatch.setenv('CHRONOMEM_DATA', str(tmp_path/'no'))
     with pytest.raises(FileNotFoundError, match='CHRONOMEM_DATA'): data_root()
+
+def test_a_manual_clock_reaches_the_very_moment():
+    from chronomem.core import ManualClock
+    clock = ManualClock(3.7)
+    assert 3.7+(13.9-3.7) != 13.9 and clock.advance_to(13.9) == 13.9 == clock.now()
+    with pytest.raises(ValueError): clock.advance_to(13.8)
