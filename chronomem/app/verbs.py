@@ -140,6 +140,7 @@ def run_ingest(a):
         if stopped: _tell(_counted(run.counts())); raise KeyboardInterrupt
         print(json.dumps(run.counts()) if a.json else _counted(run.counts()), flush=True)
 
+# %% ../../nbs/93_verbs.ipynb #run-ingest-rest
 def _all(run, found, alone):
     "Every file; one that can't be read is passed over, unless it is all there is"
     end = 0

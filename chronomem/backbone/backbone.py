@@ -303,6 +303,7 @@ class _Off:
     def __hash__(self): return hash(bool(self))
     def __repr__(self): return repr(bool(self))
 
+# %% ../../nbs/50_backbone.ipynb #plain-rest
 def _carried(checkpoint):
     "A checkpoint function whose second run finds adapters as the first did"
     def run(f, *args, **kw):

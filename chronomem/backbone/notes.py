@@ -103,6 +103,7 @@ def notes(self:ChronoModel,
     if self.quotes(): return [dict(role='user', content=QUOTES.format('\n'.join(f'- "{t}"' for t in texts), question))]
     return [dict(role='system', content=NOTES.format('\n'.join(f'- {t}' for t in texts))), dict(role='user', content=question)]
 
+# %% ../../nbs/53_notes.ipynb #notes-rest
 @patch
 def lead(self:ChronoModel):
     "How a reply from notes is made to begin"

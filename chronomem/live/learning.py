@@ -123,6 +123,7 @@ def _line(rows, n):
     if kl is not None: parts.append(f'KL {kl:.3f}')
     return ', '.join([*parts, f"rolled back {sum(r['rolled_back'] for r in rows)}"])
 
+# %% ../../nbs/88d_learning.ipynb #lines-rest
 def _summary(rows, seconds):
     "What it came to"
     if not rows: return 'There was nothing to read.'

@@ -52,6 +52,7 @@ def _recall(model, keep, recall):
     if recall or keep == 'texts': return recall or model.recall
     return dict(both='ladder', traces='none').get(model.recall, model.recall)
 
+# %% ../../nbs/82_session.ipynb #session-class-rest
 class Session:
     "One person's memory: a state, and the directory that keeps it"
     def __init__(self,
@@ -579,6 +580,7 @@ def prompts(self:ChronoModel,
     both = [self._with_notes(str(q), row, f, max_new_tokens) for q, row, f in zip(questions, asked, found)]
     return states, [r for r, _ in both], [f for _, f in both]
 
+# %% ../../nbs/82_session.ipynb #recall-rest
 @patch
 def _with_notes(self:ChronoModel, question, row, found, max_new_tokens):
     "A prompt with as many of the notes as the model's context holds"

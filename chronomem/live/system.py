@@ -187,6 +187,7 @@ def _until(events, halt):
                 if halt.is_set(): break
         except KeyboardInterrupt: halt.set()
 
+# %% ../../nbs/89_system.ipynb #live-lines-rest
 def _lines(s, events, halt):
     "Lines of a life"
     teller = Teller()
