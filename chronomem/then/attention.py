@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 import torch, torch.nn.functional as F
+from fastcore.basics import patch
 
 # %% ../../nbs/43_attention.ipynb #rotate
 @dataclass(frozen=True, eq=False)
@@ -160,35 +161,51 @@ class KVCache:
         self._all, self._lock = OrderedDict(), threading.Lock()
     def __len__(self): return len(self._all)
     def __repr__(self): return f'KVCache({len(self)} texts, {self.nbytes:,} of {self.bytes:,} bytes, {self.hits} hits, {self.misses} misses)'
-    def get(self, key):
-        "The stored text of this name, or None"
-        with self._lock:
-            kv = self._all.get(key)
-            if kv is None: self.misses += 1; return None
-            self.hits += 1; self._all.move_to_end(key)
-            return kv
-    def _small(self, xs):
-        new = tuple(x.detach().to(self.dtype or x.dtype, copy=True) for x in xs)
-        return new if all(x.isfinite().all() for x in new) else tuple(x.detach().clone() for x in xs)
-    def put(self, key, kv):
-        "Keep a text; those that weren't used for longest make room. One that is too large is not kept"
-        kv = replace(kv, keys=self._small(kv.keys), values=self._small(kv.values))
-        with self._lock:
-            self._drop(key)
-            if kv.nbytes > self.bytes: return kv
-            self._all[key] = kv; self.nbytes += kv.nbytes
-            while self.nbytes > self.bytes: self._drop(next(iter(self._all)))
+
+# %% ../../nbs/43_attention.ipynb #cache-use
+@patch
+def get(self:KVCache, key):
+    "The stored text of this name, or None"
+    with self._lock:
+        kv = self._all.get(key)
+        if kv is None: self.misses += 1; return None
+        self.hits += 1; self._all.move_to_end(key)
         return kv
-    def _drop(self, key):
-        kv = self._all.pop(key, None)
-        if kv is not None: self.nbytes -= kv.nbytes
-    def drop(self, key):
-        "Forget one text"
-        with self._lock: self._drop(key)
-    def clear(self):
-        "Forget all; needed when the model's weights or adapters have changed"
-        with self._lock: self._all.clear(); self.nbytes = 0
-    def get_or(self, key, make):
-        "The stored text of this name; `make` makes it if there is none"
-        kv = self.get(key)
-        return self.put(key, make()) if kv is None else kv
+
+@patch
+def _small(self:KVCache, xs):
+    new = tuple(x.detach().to(self.dtype or x.dtype, copy=True) for x in xs)
+    return new if all(x.isfinite().all() for x in new) else tuple(x.detach().clone() for x in xs)
+
+@patch
+def put(self:KVCache, key, kv):
+    "Keep a text; those that weren't used for longest make room. One that is too large is not kept"
+    kv = replace(kv, keys=self._small(kv.keys), values=self._small(kv.values))
+    with self._lock:
+        self._drop(key)
+        if kv.nbytes > self.bytes: return kv
+        self._all[key] = kv; self.nbytes += kv.nbytes
+        while self.nbytes > self.bytes: self._drop(next(iter(self._all)))
+    return kv
+
+# %% ../../nbs/43_attention.ipynb #cache-drop
+@patch
+def _drop(self:KVCache, key):
+    kv = self._all.pop(key, None)
+    if kv is not None: self.nbytes -= kv.nbytes
+
+@patch
+def drop(self:KVCache, key):
+    "Forget one text"
+    with self._lock: self._drop(key)
+
+@patch
+def clear(self:KVCache):
+    "Forget all; needed when the model's weights or adapters have changed"
+    with self._lock: self._all.clear(); self.nbytes = 0
+
+@patch
+def get_or(self:KVCache, key, make):
+    "The stored text of this name; `make` makes it if there is none"
+    kv = self.get(key)
+    return self.put(key, make()) if kv is None else kv
