@@ -7,18 +7,19 @@ __all__ = ['NEVER', 'read_layers', 'Reader', 'base_of', 'new_reader', 'reading',
            'shown', 'learn_to_read']
 
 # %% ../../nbs/54_reader.ipynb #imports
-import contextlib, contextvars, json, math, random, re, time
+import contextlib, json, math, random, re, time
 from dataclasses import dataclass
 from pathlib import Path
-import torch, torch.nn as nn, torch.nn.functional as F
+import torch, torch.nn as nn
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
+from .adapters import added, fresh_lora, layer_sizes
 from .backbone import MemoryLM, _backbone_weights
 from .families import family_of
 from .model import ChronoModel, _asset, _use
 from .notes import QUOTES
-from ..core import Config, data_root, fingerprint as _hash, generator, load_tensors, save_tensors
+from ..core import data_root, fingerprint as _hash, load_tensors, save_tensors
 from ..then.texts import Trace
 
 # %% ../../nbs/54_reader.ipynb #layers
@@ -38,33 +39,6 @@ def read_layers(
 def _block(name):
     "Number of the block that a layer belongs to; 0 if names don't tell"
     return int(next(iter(re.findall(r'\.(\d+)\.', name)), 0))
-
-def _sizes(m):
-    "Width in and out of a linear layer"
-    return (m.weight.shape[0], m.nf) if isinstance(m, Conv1D) else (m.in_features, m.out_features)
-
-# %% ../../nbs/54_reader.ipynb #hook
-_BROUGHT = contextvars.ContextVar('chronomem_reader', default=None)   # layer → what computes its share, for this thread
-
-def _hook(m, args, out):
-    "Add the share of the weights that this thread brings, if any"
-    share = (_BROUGHT.get() or {}).get(m)
-    return None if share is None else out + share(args[0]).to(out.dtype)
-
-@contextlib.contextmanager
-def _bring(brought):
-    "Context in which this thread's passes use these weights; None: none at all"
-    token = _BROUGHT.set(brought)
-    try: yield
-    finally: _BROUGHT.reset(token)
-
-_plain_memory = MemoryLM.plain
-
-@patch
-@contextlib.contextmanager
-def plain(self:MemoryLM):
-    "Context in which adapters, the memory's and the reader's, are off for this thread; what was frozen stays frozen"
-    with _plain_memory(self), _bring(None): yield
 
 # %% ../../nbs/54_reader.ipynb #reader
 class Reader:
@@ -95,21 +69,12 @@ def new_reader(
     "A reader that adds nothing yet"
     if rank < 1: raise ValueError(f'rank: got {rank}, expected at least 1')
     if not 0 <= above < 1: raise ValueError(f'above: got {above}, expected from 0 to below 1')
-    w, layers = {}, read_layers(model.lm)
+    layers = read_layers(model.lm)
     deep = 1 + max(map(_block, layers))
-    for name, m in layers.items():
-        if _block(name) < above*deep: continue
-        i, o = _sizes(m)
-        w[f'{name}/A'] = (torch.randn(rank, i, generator=generator(seed, 'reader', name))/math.sqrt(i)).to(model.device)
-        w[f'{name}/B'] = torch.zeros(o, rank, device=model.device)
-    return Reader(w, base_of(model), scale)
+    high = {n: m for n, m in layers.items() if _block(n) >= above*deep}
+    return Reader(fresh_lora(high, rank, seed, 'reader', model.device), base_of(model), scale)
 
 # %% ../../nbs/54_reader.ipynb #using
-def _shares(reader, layers):
-    "Layer → function of its input"
-    def share(A, B): return lambda x: reader.scale*F.linear(F.linear(x.to(A.dtype), A), B)
-    return {m: share(*(reader.weights[f'{n}/{k}'] for k in 'AB')) for n, m in layers.items() if f'{n}/A' in reader.weights}
-
 @patch
 def fits(self:Reader,
     model:ChronoModel
@@ -117,7 +82,7 @@ def fits(self:Reader,
     "Is this the language model that the reader was made for?"
     layers, want = {n: m for n, m in read_layers(model.lm).items() if f'{n}/A' in self.weights}, {}
     for n, m in layers.items():
-        i, o = _sizes(m)
+        i, o = layer_sizes(m)
         want |= {f'{n}/A': (self.rank, i), f'{n}/B': (o, self.rank)}
     got = {k: tuple(v.shape) for k, v in self.weights.items()}
     if off := sorted(k for k in {*want, *got} if want.get(k) != got.get(k)): raise ValueError(f'reader: {off[0]} has shape {got.get(off[0])}, expected {want.get(off[0])}')
@@ -132,9 +97,7 @@ def using(self:Reader,
 ):
     "Context in which this thread's passes through the model use the reader's weights"
     layers = self.fits(model) if check else read_layers(model.lm)
-    for m in layers.values():
-        if _hook not in m._forward_hooks.values(): m.register_forward_hook(_hook)
-    with _bring(_shares(self, layers)): yield self
+    with added('reader', model.lm, layers, self.weights, self.scale): yield self
 
 # %% ../../nbs/54_reader.ipynb #save
 @patch
@@ -328,7 +291,7 @@ def _drift(model, reader, chats):
     "KL(model ‖ model with reader) of the words of ordinary chats, nats a token"
     ids, mask = model.pad(chats)
     live = mask.bool()
-    with torch.no_grad(), _bring(None): own = model.lm.head(model.lm.predict(ids, mask)[live]).log_softmax(-1)
+    with torch.no_grad(), added('reader', model.lm, {}, None): own = model.lm.head(model.lm.predict(ids, mask)[live]).log_softmax(-1)
     now = model.lm.head(model.lm.predict(ids, mask)[live]).log_softmax(-1)
     return (own.exp()*(own-now)).sum(-1).mean()
 

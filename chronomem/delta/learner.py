@@ -10,9 +10,10 @@ import contextlib, json, math, os, threading, weakref
 import torch
 from fastcore.basics import patch
 from tensordict import TensorDict
+from ..backbone.adapters import added
 from ..backbone.model import ChronoModel, _use
 from ..core import DirLock, StateError, WallClock, _own_dir, atomic_write, generator, load_tensors, save_tensors
-from .delta import Adapters, DeltaConfig, adamw, batch, bring, clip, disagreement, divergence, hide, latent_error, nats, row_mean, soft_embeddings, step_size, td_error
+from .delta import Adapters, DeltaConfig, adamw, batch, clip, disagreement, divergence, hide, latent_error, nats, row_mean, soft_embeddings, step_size, td_error
 from .guards import Harm, may_update, press, rise
 from .replay import draw, empty_replay, fetch, store_frame
 from ..then.home import home_dir, memory_dir
@@ -40,7 +41,7 @@ def _sampled(model, n, length, seed):
     start, gen = model.head or [model.tokenizer.eos_token_id or 0], generator(seed, 'anchor')   # of its own, as other threads draw too
     x = seen = torch.tensor([start]*n, device=model.device)
     past, bare = None, model.lm.bare
-    with _use(model), bring(None):
+    with _use(model), added('learner', model.lm, {}, None):
         for _ in range(length):
             out = bare(input_ids=x, use_cache=True) if past is None else bare(input_ids=x, past_key_values=past, use_cache=True)
             past, p = getattr(out, 'past_key_values', None), out.logits[:, -1].float().softmax(-1).cpu()
@@ -175,7 +176,7 @@ def _restore(self:DeltaLearner, copy):
 def _pass(self:DeltaLearner, x, weights=None, grad=False, features=False, emb=None):
     "The model on ids [N,L], or on embeddings; with these weights or, for None, as the base"
     fed = dict(input_ids=x) if emb is None else dict(inputs_embeds=emb)
-    with bring(None) if weights is None else self.adapters.using(weights), torch.set_grad_enabled(grad):
+    with self.adapters.using(weights), torch.set_grad_enabled(grad):
         out = self.model.lm.bare(**fed, attention_mask=torch.ones_like(x), use_cache=False, output_hidden_states=features)
     self.passes += x.numel()/(self.config.context+self.config.frame)*(3 if grad else 1)
     return out
