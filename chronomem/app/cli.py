@@ -319,8 +319,8 @@ def _wrote(s, text):
 
 # %% ../../nbs/92_cli.ipynb #commands-traces
 def _memories_here(s, query):
-    from chronomem.app.traces import find, lines, terminal
-    found = s.memories() if query is None else find(s, query)
+    from chronomem.app.traces import lines, terminal
+    found = s.memories(query)
     for l in lines(found, terminal(sys.stdout), query is not None): print(l)
     if not found: print('nothing is kept')
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from . import cli
 from .cli import Verb, _count, _no, _place, _session, _sure, _tell, _while, _name
 from .files import ROLES, Unread, _sniffed, read, sources, texts
-from .traces import _n, doomed, find, fit, forgot, holding, lines, plain, record, terminal, told
+from .traces import _n, doomed, fit, forgot, holding, lines, plain, record, terminal, told
 
 # %% ../../nbs/93_verbs.ipynb #progress
 PROGRESS = 'ingested.json'
@@ -176,7 +176,7 @@ def _memories_arguments(v):
 def run_memories(a):
     "List what is kept, or find something in it"
     home = _place(a.home)
-    with _known(a, cli._load(a.model), home) as s: found = s.memories(n=a.n) if a.query is None else find(s, a.query, a.n)
+    with _known(a, cli._load(a.model), home) as s: found = s.memories(a.query, a.n)
     if a.json: print(json.dumps([record(t) for t in found]))
     else: print(*lines(found, terminal(sys.stdout), a.query is not None), sep='\n', end='\n'*bool(found))
     if not found: _tell(f'no text of {_name(a.user)} is kept')
@@ -209,7 +209,7 @@ def _choose(s, text):
     "Ids of the texts that the person means"
     found = _once(holding(s, text))
     exact = bool(found)
-    if not exact: found = _once(find(s, text, 8))
+    if not exact: found = _once(s.memories(text, 8))
     if not found: raise ValueError(f'no text of {_name(s.user)} is kept')
     found, more = found[:MANY], len(found)-MANY
     if not exact: print(f'no text has all these words; the nearest are')
