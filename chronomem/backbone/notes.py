@@ -8,6 +8,7 @@ __all__ = ['DEPTH', 'NOTES', 'QUOTES', 'LEAD', 'SMALL', 'within']
 # %% ../../nbs/53_notes.ipynb #imports
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
+from .backbone import _is_off, _key
 from .model import ChronoModel, Row, _use
 from ..then.texts import Trace, passages
 
@@ -85,7 +86,8 @@ def quotes(self:ChronoModel):
     "Are notes shown as quotes?"
     if self.frame not in (None, 'notes', 'quotes'): raise ValueError(f"frame: got {self.frame!r}, expected 'notes', 'quotes' or None")
     if self.frame or self.reader is not None: return self.reader is not None or self.frame == 'quotes'
-    return self.recall in ('traces', 'none') and sum(p.numel() for p in self.lm.lm.parameters()) <= SMALL
+    untrained = self.recall in ('traces', 'none') or _is_off(_key(self.lm.lm))
+    return untrained and sum(p.numel() for p in self.lm.lm.parameters()) <= SMALL
 
 @patch
 def shown(self:ChronoModel)->int:

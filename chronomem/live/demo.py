@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 from ..backbone.model import _asset, _use
+from ..backbone.reader import read_answers
 from ..learn.data import prose
 from ..learn.evaluate import interval
 from ..learn.life import KINDS, episodes
-from .session import ChronoModel
+from .session import ChronoModel, _as_asked, _bare
 
 # %% ../../nbs/84_demo.ipynb #score
 def said(
@@ -192,20 +193,19 @@ def tell_facts(
 # %% ../../nbs/84_demo.ipynb #ask-facts
 ARMS = ('none', 'ladder', 'traces', 'both')
 
-def _judge(model, known, states, prompts, by):
+def _judge(model, known, states, prompts, traces, by):
     "One bool per fact"
     if by == 'options': return [b == f.right for b, f in zip(rank(model, states, prompts, [f.options for f in known]).argmax(1).tolist(), known)]
     parts = range(0, len(known), 8)
-    texts = [t for i in parts for t in model.answer(states[i:i+8], prompts[i:i+8], max_new_tokens=24)]
+    texts = [t for i in parts for t in read_answers(model, states[i:i+8], prompts[i:i+8], traces[i:i+8], max_new_tokens=24)]
     return [says(f, t) for f, t in zip(known, texts)]
 
 def _arm(model, home, arm, known, by, least):
     "Right or wrong, and found or not, for each fact"
     with model.session(_TELLER, home, recall=arm) as s:
         if s.t < least: raise RuntimeError(f'{home}: expected a session of {least} inferences, found one of {s.t}')
-        states, prompts, traces = zip(*(s.prompt(f.ask) for f in known))
-    with model.lm.plain() if arm == 'none' else contextlib.nullcontext():
-        ok = _judge(model, known, torch.cat(states), list(prompts), by)
+        states, prompts, traces = zip(*(s.prompt(f.near) for f in known))
+    with _as_asked(model, _bare(s)): ok = _judge(model, known, torch.cat(states), prompts, traces, by)
     return ok, [any(f.told in t.text for t in found) for f, found in zip(known, traces)]
 
 # %% ../../nbs/84_demo.ipynb #ask-facts-all

@@ -551,6 +551,12 @@ def ingest(self:Session,
     return self.model.ingest_batch([self], [text], role, source, position)[0]
 
 # %% ../../nbs/82_session.ipynb #recall
+def _bare(s):
+    "Does a memory that was trained take no part in this session's answers? Then the language model reads as it was before"
+    return s.recall in ('none', 'traces') and s.model.recall in ('ladder', 'both') and s.model.reader is None
+
+def _as_asked(model, bare): return model.lm.plain() if bare else contextlib.nullcontext()
+
 def _reach(least, n):
     "How far the best of n must stand out: of few, none can stand out far"
     return least if n >= 100 else -math.inf
@@ -558,7 +564,7 @@ def _reach(least, n):
 @patch
 def _find(self:Session, question, key):
     "The traces that fit a question, within the budget, best first"
-    with self._alone():
+    with self._alone(), _as_asked(self.model, _bare(self)):
         if self._texts is None: return []
         found = self._texts.search(torch.from_numpy(sparse(question)), key, self.top or self.model.shown())
         if not found or found[0].score < _reach(self.least, len(self._texts)): return []
@@ -577,16 +583,16 @@ def prompts(self:ChronoModel,
     keys = dict(zip(map(id, look), self.dense([self.encode(str(q)) for s, q in zip(sessions, questions) if s in look])))
     states = torch.cat([s.state if s.recall in ('ladder', 'both') else self.lm.memory.init(1) for s in sessions])
     found = [s._find(str(q), keys[id(s)]) if s in look else [] for s, q in zip(sessions, questions)]
-    both = [self._with_notes(str(q), row, f, max_new_tokens) for q, row, f in zip(questions, asked, found)]
+    both = [s._with_notes(str(q), row, f, max_new_tokens) for s, q, row, f in zip(sessions, questions, asked, found)]
     return states, [r for r, _ in both], [f for _, f in both]
 
 # %% ../../nbs/82_session.ipynb #recall-rest
 @patch
-def _with_notes(self:ChronoModel, question, row, found, max_new_tokens):
+def _with_notes(self:Session, question, row, found, max_new_tokens):
     "A prompt with as many of the notes as the model's context holds"
-    room = self.limit-self.soft-max_new_tokens
+    room = self.model.limit-self.model.soft-max_new_tokens
     while found:
-        noted = self.noted(question, found)
+        with _as_asked(self.model, _bare(self)): noted = self.model.noted(question, found)
         if len(noted) <= room: return noted, found
         found = found[:-1]
     return row, []
@@ -601,6 +607,16 @@ def prompt(self:Session,
     return states, rows[0], found[0]
 
 # %% ../../nbs/82_session.ipynb #ask-batch
+def _answers(model, sessions, states, rows, found, *args, **kw):
+    "Answer all, those alike together"
+    out, bare = [None]*len(rows), [_bare(s) for s in sessions]
+    for kind in {*bare}:
+        at = [i for i, b in enumerate(bare) if b == kind]
+        some = torch.cat([states[i:i+1] for i in at]), [rows[i] for i in at], [found[i] for i in at]
+        with _as_asked(model, kind): texts = read_answers(model, *some, *args, **kw)
+        for i, t in zip(at, texts): out[i] = t
+    return out
+
 @patch
 def ask_batch(self:ChronoModel,
     sessions,               # different sessions of this model
@@ -614,7 +630,7 @@ def ask_batch(self:ChronoModel,
     sessions, questions = _together(self, sessions, questions)
     if not sessions: return []
     with _hold(sessions): epochs, (states, rows, found) = [s._epoch for s in sessions], self.prompts(sessions, questions, max_new_tokens)
-    out = read_answers(self, states, rows, found, max_new_tokens, **kw)
+    out = _answers(self, sessions, states, rows, found, max_new_tokens, **kw)
     told = [*zip(out, found)] if sources else out
     if not remember: return told
     try: _live(self, sessions, [self._exchange(*qa) for qa in zip(questions, out)], epochs, answered=True)
@@ -646,7 +662,7 @@ def ask(self:Session,
 
 @patch
 def _streamed(self:Session, question, state, row, found, epoch, remember, **kw):
-    pieces, answer = reading(self.model, found).stream(state, row, **kw), ''
+    with _as_asked(self.model, _bare(self)): pieces, answer = reading(self.model, found).stream(state, row, **kw), ''
     with contextlib.closing(pieces):
         for piece in pieces:
             with self._alone(epoch): pass
