@@ -14,6 +14,7 @@ from ..core import WallClock
 from .body import ChronoSystem, SystemConfig, SystemState
 from .journal import Journal, at_times, heard, named, told
 from .segments import stamp
+from .session import _as_asked, _bare
 from .teller import Teller
 from ..senses.m4 import M4Token
 from ..senses.sources import AudioFile, Source
@@ -34,12 +35,13 @@ def _feelings(self:ChronoSystem):
     l.step = kept
 
 # %% ../../nbs/89_system.ipynb #answer
-def _note(text): return Trace('', 0, 0., 'system', '', 0, text)
+def _notes(lines): return [Trace('', i, float(i), 'system', '', 0, text) for i, text in enumerate(lines)][::-1]
 
 @contextlib.contextmanager
 def _finding(session, notes):
-    "Within, this session finds these notes, the most important one first"
-    session._find = lambda question, key: list(notes)
+    "Within, this session finds these notes, the most important one first, and as many as its model reads well"
+    with _as_asked(session.model, _bare(session)): most = session.top or session.model.shown()
+    session._find = lambda question, key: list(notes)[:most]
     try: yield session
     finally: del session._find
 
@@ -67,12 +69,13 @@ def _felt_answer(self:ChronoSystem, question, tokens):
 # %% ../../nbs/89_system.ipynb #think
 @patch
 def _recalled(self:ChronoSystem, query, but=()):
-    "What was told and may matter, best first: what is near, and a person's last words"
+    "What was told and may matter, best first: what stands out, a person's last words, and what is near"
     n, s = self.config.recalled, self.session
     if not n or not self._reads(): return []
     near = [m for m in s.memories(query, n+len(but), every=False) if m.text not in but and m.role != 'assistant']
     own = [m for m in s.memories(n=100) if m.role == 'user' and not m.text.endswith('?')][:1]
-    return [*own, *(m for m in near if m.id not in {o.id for o in own})][:n]
+    rows = [*near[:1], *own, *near[1:]] if near and near[0].score >= s.least else [*own, *near]
+    return [*{m.id: m for m in rows}.values()][:n]
 
 @patch
 def step_inference(self:ChronoSystem,
@@ -85,7 +88,7 @@ def step_inference(self:ChronoSystem,
     lines = list(self.recent)[-c.shown:] if lines is None and c.shown else list(lines or ())
     if not self._reads(): return self._answer('\n'.join([*lines, '', question] if lines else [question]), tokens or c.tokens)[0]
     old = self._recalled(' '.join([*lines, question]), lines)
-    return self._answer(question, tokens or c.tokens, [*map(_note, lines), *old])[0]
+    return self._answer(question, tokens or c.tokens, [*_notes(lines), *old])[0]
 
 @patch
 def _think(self:ChronoSystem, job):
