@@ -132,7 +132,7 @@ def test_questions_and_answers_are_no_evidence(model, home):
     assert {'the password is heron', 'what is the password?'} <= {m.text for m in s.memories('what is the password?')}
 
 def test_a_budget_holds_whatever_the_history(model):
-    s = life(model.session('ada', incognito=True, recall='traces', budget=40), [f'my cat number {i} sleeps' for i in range(30)])
+    s = life(model.session('ada', incognito=True, recall='traces', budget=40, least=0), [f'my cat number {i} sleeps' for i in range(30)])
     for budget in (40, 15, 0):
         s.budget = budget
         _, row, found = s.prompt('how does my cat sleep?')
@@ -153,7 +153,7 @@ def test_sources_streamed_and_batched(model):
     whole, found = s.ask(q, 4, sources=True, remember=False)
     pieces, same_found = s.ask(q, 4, sources=True, stream=True, remember=False)
     assert ''.join(pieces) == whole and [f.id for f in found] == [f.id for f in same_found]
-    assert found[0].text == 'the password is heron' and found[0].score == 0 and found[0].at > 0    # alone, it stands out from nothing
+    assert found[0].text == 'the password is heron' and found[0].score == 3/3 and found[0].at > 0    # alone, it has three words in common and stands out from nothing
     t = model.session('bob', incognito=True, recall='traces')
     assert [len(f) for _, f in model.ask_batch([s, t], [q, q], 4, False, True)] == [1, 0]
 

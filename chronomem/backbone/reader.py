@@ -18,7 +18,7 @@ from .adapters import added, fresh_lora, layer_sizes
 from .backbone import MemoryLM, _backbone_weights
 from .families import family_of
 from .model import ChronoModel, _asset, _use
-from .notes import QUOTES
+from .notes import LEAD, QUOTES
 from ..core import data_root, fingerprint as _hash, load_tensors, save_tensors
 from ..then.texts import Trace
 
@@ -221,14 +221,16 @@ def shown(
     others:list,        # sentences of other places
     n:int,              # beside the evidence
     known:bool,         # is the evidence there? without it one more of the others is
-    rng:random.Random
+    rng:random.Random,
+    quote:bool=False    # answer with the evidence itself, in quotation marks
 )->tuple:               # notes, and the answer
     "Notes for an example, in random order"
     near = rng.sample(example.near, min(len(example.near), (n+1)//2))
     far = [s for s in rng.sample(others, min(len(others), 2*n+2)) if example.answer.lower() not in s.lower()]
     notes = (near + far)[:n + (not known)] + [example.evidence]*known
     rng.shuffle(notes)
-    return notes, example.answer if known else NEVER
+    right = f'{LEAD}{example.evidence}"' if quote else example.answer
+    return notes, right if known else NEVER
 
 def _reply(model, text):
     "The ids with which the model would say this, with the end of its turn"
@@ -250,12 +252,12 @@ def _batch(model, pairs):
     for i, (_, r) in enumerate(rows): labels[i, -len(r):] = ids[i, -len(r):]
     return ids, mask, labels
 
-def _draw(examples, others, batch, seed, step, never=.2):
+def _draw(examples, others, batch, seed, step, quote=False, never=.2):
     "The examples of one update: the same for the same seed and step"
     rng = random.Random(f'{seed}/{step}')
     n = rng.choice((0, 2, 4))
     picked = rng.sample(examples, min(batch, len(examples)))
-    return [(e.question, *shown(e, others, n, rng.random() >= never, rng)) for e in picked]
+    return [(e.question, *shown(e, others, n, rng.random() >= never, rng, quote)) for e in picked]
 
 # %% ../../nbs/54_reader.ipynb #learn-state
 def _rate(rate, done):
@@ -325,6 +327,7 @@ def learn_to_read(
     batch:int=6,              # questions in an update
     seed:int=0,               # of the weights and of every choice
     rank:int=8,               # of the weights
+    quote:bool=True,          # answer with the note itself: a small model copies better than it answers; False: with a few words
     above:float=1/3,          # share of the blocks, from below, that are left alone; they cost no backward pass
     keep:float=0.,            # weight of the KL to the model itself on `chats`; 0: none
     chats:list=None,          # ordinary texts for that
@@ -335,7 +338,7 @@ def learn_to_read(
     "Learn to answer from notes, and to say that something was never said"
     if len(examples) < 2: raise ValueError(f'examples: got {len(examples)}, expected at least 2')
     if updates < 1 or batch < 1: raise ValueError(f'updates and batch: got {updates} and {batch}, expected at least 1')
-    recipe = dict(updates=updates, rate=rate, batch=batch, seed=seed, rank=rank, above=above, keep=keep, examples=len(examples))
+    recipe = dict(updates=updates, rate=rate, batch=batch, seed=seed, rank=rank, above=above, keep=keep, examples=len(examples), quote=quote)
     reader = new_reader(model, rank, seed=seed, above=above)
     reader.fits(model)
     adam, done = _Adam(reader.weights), dict(step=0, seconds=0., losses=[], recipe=recipe)
@@ -346,7 +349,7 @@ def learn_to_read(
         while done['step'] < updates and not (minutes and done['seconds'] >= 60*minutes):
             begun, n = time.monotonic(), done['step']+1
             some = random.Random(f'{seed}/chat/{n}').sample(rows, min(batch, len(rows)))
-            grads, loss = _losses(model, reader, _draw(examples, others, batch, seed, n), some, keep)
+            grads, loss = _losses(model, reader, _draw(examples, others, batch, seed, n, quote), some, keep)
             part = max((n-1)/updates, done['seconds']/(60*minutes) if minutes else 0.)
             adam.step(reader.weights, grads, n, _rate(rate, part))
             done |= dict(step=n, seconds=done['seconds'] + time.monotonic()-begun, losses=done['losses'] + [round(loss, 4)])

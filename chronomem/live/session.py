@@ -68,7 +68,7 @@ class Session:
         recall:str=None,          # what answers are made from: 'ladder', 'traces', 'both', 'none'; None: as the model says, without traces if none are kept
         budget:int=256,           # token ids of recalled traces per question
         top:int=None,             # at most so many of them; None: as many as the model reads well, 3, or 1 for small ones without training
-        least:float=8.            # how far the best must stand out, in deviations; 0: always show some
+        least:float=.5            # how far the best must stand out: times the logarithm of the number of traces; 0: always show some
     ):
         if model.lm.memory.wants_hint: raise ValueError("model: its ladder wants a hint of surprise (score='hint' or width), which traces don't keep; expected another score for sessions")
         self.keep, self.recall, self.budget, self.top, self.least = keep, _recall(model, keep, recall), budget, top, least
@@ -557,9 +557,12 @@ def _bare(s):
 
 def _as_asked(model, bare): return model.lm.plain() if bare else contextlib.nullcontext()
 
-def _reach(least, n):
-    "How far the best of n must stand out: of few, none can stand out far"
-    return least if n >= 100 else -math.inf
+@patch
+def stands_out(self:Session,
+    found # as `memories` and `Texts.search` give them, best first
+)->bool:
+    "Does the best one fit so well that it can't be chance?"
+    return bool(found) and found[0].score >= self._texts.reach(self.least)
 
 @patch
 def _find(self:Session, question, key):
@@ -567,7 +570,7 @@ def _find(self:Session, question, key):
     with self._alone(), _as_asked(self.model, _bare(self)):
         if self._texts is None: return []
         found = self._texts.search(torch.from_numpy(sparse(question)), key, self.top or self.model.shown())
-        if not found or found[0].score < _reach(self.least, len(self._texts)): return []
+        if self.least and not self.stands_out(found): return []
     for f in found: f.text = self.model.spoken(f.ids)
     return within(found, self.budget)
 

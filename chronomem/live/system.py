@@ -74,7 +74,7 @@ def _recalled(self:ChronoSystem, query, but=()):
     if not n or not self._reads(): return []
     near = [m for m in s.memories(query, n+len(but), every=False) if m.text not in but and m.role != 'assistant']
     own = [m for m in s.memories(n=100) if m.role == 'user' and not m.text.endswith('?')][:1]
-    rows = [*near[:1], *own, *near[1:]] if near and near[0].score >= s.least else [*own, *near]
+    rows = [*near[:1], *own, *near[1:]] if s.stands_out(near) else [*own, *near]
     return [*{m.id: m for m in rows}.values()][:n]
 
 @patch

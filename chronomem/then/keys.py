@@ -56,19 +56,21 @@ class SparseIndex:
     def score(self,
         key  # int [slots] of the question
     )->np.ndarray:  # float32 [n]
-        "Sum of the weights of shared words"
+        "Sum of the weights of shared words, in words that a single trace has"
         s = np.zeros(self.n, np.float32)
         for w in key.tolist():
             if w in self.lists: s[np.frombuffer(self.lists[w], np.uint32)] += self.idf(w)
-        return s
+        return s/math.log(1 + (max(self.n, 1)-.5)/1.5)
 
 # %% ../../nbs/45_keys.ipynb #standard
 def standard(
-    s  # scores of all traces [n]
-):     # float32 [n], mean 0, deviation 1; 0 where all are alike
+    s,         # scores of all traces [n]
+    among=None # bool [n]: those that count; None: all
+):             # float32 [n], mean 0 and deviation 1 among those; 0 where all are alike
     "How unusual is each score among all?"
     s = np.asarray(s, np.float32)
-    return (s-s.mean())/max(float(s.std()), 1e-9) if len(s) else s
+    some = s if among is None else s[among]
+    return (s-some.mean())/max(float(some.std()), 1e-9) if len(some) else np.zeros_like(s)
 
 def adds(
     trace, # sparse key of a trace

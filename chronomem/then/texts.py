@@ -6,7 +6,7 @@
 __all__ = ['PASSAGE', 'SOURCE', 'ROLES', 'text_fields', 'Trace', 'passages', 'pack', 'RamLog', 'Texts']
 
 # %% ../../nbs/46_texts.ipynb #imports
-import bisect, hashlib
+import bisect, hashlib, math
 from dataclasses import dataclass, field
 import numpy as np, torch
 from fastcore.basics import AttrDict, patch
@@ -192,8 +192,17 @@ def scores(self:Texts,
 )->np.ndarray:  # float32 [n]; -inf where a trace can't be an answer
     "How well each record fits a question"
     i = self.index()
-    both = standard(i.words.score(words)) + self.weight*standard(i.dense.cosines(dense))
-    return both if every else np.where(np.concatenate(i.seek), both, -np.inf)
+    shared, can = i.words.score(words), np.concatenate(i.seek)
+    parts = shared + standard(shared, can) + self.weight*standard(i.dense.cosines(dense), can)
+    mean = parts/(2+self.weight)
+    return mean if every else np.where(can, mean, -np.inf)
+
+@patch
+def reach(self:Texts,
+    least:float=.5 # times the logarithm of how many traces can be an answer
+)->float:
+    "The score that the best of unrelated traces seldom has"
+    return least*math.log(max(int(np.concatenate(self.index().seek).sum()), 1))
 
 @patch
 def search(self:Texts,
