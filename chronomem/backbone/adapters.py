@@ -67,7 +67,7 @@ def added(
 # %% ../../nbs/51a_adapters.ipynb #brought
 def brought(
     lm:MemoryLM # a shared model
-)->list:        # tensors
-    "The weights that this thread brings to a model's passes"
+)->list:        # (layer, A, B, scale) each
+    "What this thread brings to a model's passes"
     mine = [shares for key, shares in _ADDED.get().values() if key is _key(lm.lm)]
-    return [s.keywords[k] for shares in mine for s in shares.values() for k in 'AB']
+    return [(m, *(s.keywords[k] for k in ('A', 'B', 'scale'))) for shares in mine for m, s in shares.items()]

@@ -48,12 +48,14 @@ def cuts(self:ChronoModel,
 class _Weights:
     "What this thread's passes through a model depend on"
     def __init__(self, model):
-        lm = model.lm.lm
-        self.off, self.brought = _is_off(_key(lm)), [(t, t._version) for t in brought(model.lm)]
-        self.own = [(id(p) if hasattr(p, '__tensor_flatten__') else p.data_ptr(), p._version) for p in (*lm.parameters(), *lm.buffers())]
+        lm, more = model.lm.lm, brought(model.lm)
+        at = lambda p: id(p) if hasattr(p, '__tensor_flatten__') else p.data_ptr()
+        self.own = [(at(p), p._version) for p in (*lm.parameters(), *lm.buffers())]
+        self.off, self.where = _is_off(_key(lm)), [(layer, scale) for layer, _, _, scale in more]
+        self.brought = [(t, t._version) for _, A, B, _ in more for t in (A, B)]
     def same(self, new):
         "Are those that were seen then still what is seen now?"
-        if (self.off, self.own, len(self.brought)) != (new.off, new.own, len(new.brought)): return False
+        if (self.off, self.own, self.where) != (new.off, new.own, new.where): return False
         return all(a._version == v and (a is b or torch.equal(a, b)) for (a, v), (b, _) in zip(self.brought, new.brought))
 
 # %% ../../nbs/55a_recalled.ipynb #recalled
