@@ -170,3 +170,13 @@ def test_a_fork_goes_the_same_way_and_finds_nothing_of_the_first(model):
     ask(s)
     two = s.fork('bob', incognito=True)
     assert two.way == 'joined' and len(two.stored) == 0 and ask(two) == ask(s) and len(two.stored) == 2
+
+def test_what_was_forgotten_meanwhile_is_not_stored(model):
+    s = life(model, top=1)
+    pieces = s.ask(ASKED[0], 10, stream=True, remember=False)
+    _, row, found = s.prompt(ASKED[0])
+    late = s.stored.answering(ASKED[0], found)
+    s.forget(found[0].id)
+    assert late.answer(s.state, [row], 10) and len(s.stored) == 0
+    with pytest.raises(Exception, match='wiped meanwhile'): list(pieces)
+    assert len(s.stored) == 0 and ask(s, ASKED[1]) and len(s.stored) == 2

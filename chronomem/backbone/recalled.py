@@ -82,7 +82,7 @@ class Recalled:
     "One person's notes as stored keys and values, joined in front of their questions"
     def __init__(self,
         model:ChronoModel # which reads them
-    ): self.model, self._now, self._lock = model, None, threading.Lock()
+    ): self.model, self._now, self._drops, self._lock = model, None, 0, threading.Lock()
     def __repr__(self): return f'Recalled({len(self)} pieces)'
     def __len__(self):
         cache, name = _cache(self.model), self._now
@@ -92,17 +92,18 @@ class Recalled:
 @patch
 def drop(self:Recalled):
     "Forget all that is stored; texts are not touched"
-    with self._lock: old, self._now = self._now, None
+    with self._lock: old, self._now, self._drops = self._now, None, self._drops+1
     if old is not None: _purge(_cache(self.model), old)
 
 @patch
 def _named(self:Recalled):
     "The name for this thread's weights; if they changed, a new one"
-    seen = _Weights(self.model)
-    if self._now is not None and not self._now.weights.same(seen): self.drop()
+    seen, old = _Weights(self.model), self._now
     with self._lock:
-        if self._now is None: self._now = _Name(seen, weakref.ref(self))
-        return self._now
+        if old is None or self._now is not old or not old.weights.same(seen): self._now = _Name(seen, weakref.ref(self))
+        now = self._now
+    if old not in (None, now): _purge(_cache(self.model), old)
+    return now
 
 # %% ../../nbs/55a_recalled.ipynb #piece
 @patch
@@ -122,23 +123,25 @@ def _piece(self:Recalled, name, ids, head=()):
 def split(self:Recalled,
     question:str, # what is asked
     traces,       # what was found
-    row           # ids of the prompt, from `noted`
+    row,          # ids of the prompt, from `noted`
+    since=None    # `_drops` when the traces were found; None: now
 ):                # a `KV` of one row and the ids that follow it; None and all ids where the prompt must be read
     "A prompt as stored head and notes, and the rest. Exact with one note; several don't see each other, and are read as text by models whose positions can't be moved, such as GPT-2 and OPT"
     at = self.model.cuts(question, traces, row)
     with _use(self.model) as lm:
         if at is None or len(traces) > 1 and _looked(lm.bare)[1] is None: return None, row
         name, ids = self._named(), [tuple(row[a:b]) for a, b in zip([0, *at], at)]
+        if since not in (None, self._drops): return None, row        # they may be forgotten by now
         kvs = [self._piece(name, ids[0])] + [self._piece(name, x, ids[0]) for x in ids[1:] if x]
     return line_up([kvs]), list(row[at[-1]:])
 
 # %% ../../nbs/55a_recalled.ipynb #answer
 class _Joined:
     "A model that answers one prompt, its notes joined in front"
-    def __init__(self, mine, question, traces): self.mine, self.question, self.traces = mine, question, traces
+    def __init__(self, mine, question, traces): self.mine, self.asked, self.since = mine, (question, traces), mine._drops
     def __getattr__(self, name): return getattr(self.mine.model, name)
     def answer(self, state, rows, *args, **kw):
-        kv, rest = self.mine.split(self.question, self.traces, *rows)
+        kv, rest = self.mine.split(*self.asked, *rows, self.since)
         with joined(self.lm.bare, kv): return self.mine.model.answer(state, [rest], *args, **kw)
     def stream(self, *args, **kw): return ChronoModel.stream(self, *args, **kw)
 

@@ -627,9 +627,9 @@ def _through(session, question, found):
     joins = found and session.way == 'joined' and session.recall == 'traces'
     return session.stored.answering(str(question), found) if joins else session.model
 
-def _answers(sessions, questions, states, rows, found, *args, **kw):
+def _answers(sessions, through, states, rows, found, *args, **kw):
     "Answer all, those alike together; those with joined traces one by one"
-    out, kinds = [None]*len(rows), [(_through(*sqf), _bare(sqf[0])) for sqf in zip(sessions, questions, found)]
+    out, kinds = [None]*len(rows), [*zip(through, map(_bare, sessions))]
     for model, bare in {*kinds}:
         at = [i for i, k in enumerate(kinds) if k == (model, bare)]
         some = torch.cat([states[i:i+1] for i in at]), [rows[i] for i in at], [found[i] for i in at]
@@ -649,8 +649,10 @@ def ask_batch(self:ChronoModel,
     "Answer many people at once, in one pass"
     sessions, questions = _together(self, sessions, questions)
     if not sessions: return []
-    with _hold(sessions): epochs, (states, rows, found) = [s._epoch for s in sessions], self.prompts(sessions, questions, max_new_tokens)
-    out = _answers(sessions, questions, states, rows, found, max_new_tokens, **kw)
+    with _hold(sessions):
+        epochs, (states, rows, found) = [s._epoch for s in sessions], self.prompts(sessions, questions, max_new_tokens)
+        through = [*map(_through, sessions, questions, found)]
+    out = _answers(sessions, through, states, rows, found, max_new_tokens, **kw)
     told = [*zip(out, found)] if sources else out
     if not remember: return told
     try: _live(self, sessions, [self._exchange(*qa) for qa in zip(questions, out)], epochs, answered=True)
@@ -677,12 +679,12 @@ def ask(self:Session,
     if not stream: return self.model.ask_batch([self], [question], max_new_tokens, remember, sources, **kw)[0]
     with self._alone():
         state, row, found = self.prompt(question, max_new_tokens)
-        pieces = self._streamed(question, state, row, found, self._epoch, remember, max_new_tokens=max_new_tokens, **kw)
+        pieces = self._streamed(question, _through(self, question, found), state, row, found, self._epoch, remember, max_new_tokens=max_new_tokens, **kw)
     return (pieces, found) if sources else pieces
 
 @patch
-def _streamed(self:Session, question, state, row, found, epoch, remember, **kw):
-    with _as_asked(self.model, _bare(self)): pieces, answer = reading(_through(self, question, found), found).stream(state, row, **kw), ''
+def _streamed(self:Session, question, through, state, row, found, epoch, remember, **kw):
+    with _as_asked(self.model, _bare(self)): pieces, answer = reading(through, found).stream(state, row, **kw), ''
     with contextlib.closing(pieces):
         for piece in pieces:
             with self._alone(epoch): pass
