@@ -98,9 +98,10 @@ def drop(self:Recalled):
 @patch
 def _named(self:Recalled):
     "The name for this thread's weights; if they changed, a new one"
-    seen, old = _Weights(self.model), self._now
+    seen = _Weights(self.model)
     with self._lock:
-        if old is None or self._now is not old or not old.weights.same(seen): self._now = _Name(seen, weakref.ref(self))
+        old = self._now
+        if old is None or not old.weights.same(seen): self._now = _Name(seen, weakref.ref(self))
         now = self._now
     if old not in (None, now): _purge(_cache(self.model), old)
     return now
