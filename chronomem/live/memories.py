@@ -151,6 +151,7 @@ def _emptied(self:Session):
 def _put(self:Session, new, rows, keys):
     "Take over a life that was lived again"
     self._epoch += 1                                  # an answer that is being given doesn't bring it back
+    self.stored.drop()
     if not self.incognito: return self._rewrite(new, rows, keys)
     self._blank()
     for r in rows: self._texts.add(r.t, _all_records(r))
@@ -164,6 +165,7 @@ def forget_texts(self:Session)->int:  # records removed
         n = 0 if self._texts is None else len(self._texts)
         if self._texts is not None: self._texts.close(mark=False)
         self._files.texts = None
+        self.stored.drop()
         if not self.incognito and (dir := self._part('texts')).exists():
             shutil.rmtree(dir)
             _sync_dir(self.dir)

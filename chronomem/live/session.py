@@ -13,6 +13,8 @@ from fastcore.basics import AttrDict, patch
 from ..backbone.model import ChronoModel, Row
 from ..backbone.reader import read_answers, reading
 from ..backbone.notes import within
+from ..backbone.joined import can_join
+from ..backbone.recalled import Recalled
 from ..core import Config, DirLock, StateError, WallClock, _sync_dir, load_state, save_state, user_dir
 from ..ladder.ladder import LadderState
 from ..senses.m4 import M4Token
@@ -52,6 +54,15 @@ def _recall(model, keep, recall):
     if recall or keep == 'texts': return recall or model.recall
     return dict(both='ladder', traces='none').get(model.recall, model.recall)
 
+def _way(model, recall, way):
+    "How traces come to the model"
+    if way not in ('text', 'joined'): raise ValueError(f"way: got {way!r}, expected 'text' or 'joined'")
+    if way == 'text' or recall not in ('traces', 'both'): return way
+    if recall == 'both': raise ValueError("way: got 'joined' with recall='both', expected 'text', or recall='traces', as the ladder's soft tokens can't be joined yet")
+    ok, why = can_join(model.lm.bare)
+    if not ok: raise ValueError(f"way: got 'joined', expected 'text', as memory can't be joined to the attention of this model: {why}")
+    return way
+
 # %% ../../nbs/82_session.ipynb #session-class-rest
 class Session:
     "One person's memory: a state, and the directory that keeps it"
@@ -68,10 +79,12 @@ class Session:
         recall:str=None,          # what answers are made from: 'ladder', 'traces', 'both', 'none'; None: as the model says, without traces if none are kept
         budget:int=256,           # token ids of recalled traces per question
         top:int=None,             # at most so many of them; None: as many as the model reads well, 3, or 1 for small ones without training
-        least:float=.5            # how far the best must stand out: times the logarithm of the number of traces; 0: always show some
+        least:float=.5,           # how far the best must stand out: times the logarithm of the number of traces; 0: always show some
+        way:str='text'            # how traces come to the model: 'text', or 'joined' to its attention without being read again; the same with one trace, an approximation with several
     ):
         if model.lm.memory.wants_hint: raise ValueError("model: its ladder wants a hint of surprise (score='hint' or width), which traces don't keep; expected another score for sessions")
         self.keep, self.recall, self.budget, self.top, self.least = keep, _recall(model, keep, recall), budget, top, least
+        self.way, self.stored = _way(model, self.recall, way), Recalled(model)
         self.model, self.user, self.home, self.incognito, self.clock = model, user, home_dir(home), incognito, clock or WallClock()
         self.save_every, self.retention, self.wait, self.dir = save_every, retention or Retention(), wait, memory_dir(self.home, user, model.name, create=False)
         self.closed, self.problems, self._pid, self._thread = False, [], os.getpid(), threading.current_thread()
@@ -95,6 +108,7 @@ def _text_index(self:Session, log): return Texts(log, self.model.lm.width, self.
 @patch
 def _blank(self:Session):
     self.state, self.writes, self._new = self.model.lm.memory.init(1), dict.fromkeys(self.model.lm.memory.shapes, 0), 0
+    self.stored.drop()
     if self.incognito and self.keep == 'texts': self._files.texts = self._text_index(RamLog())
 
 @patch
@@ -119,7 +133,7 @@ def _problem(self:Session, what):
 def session(self:ChronoModel,
     user:str,     # whose memory
     home=None,    # directory of all users
-    **kw          # for `Session`: incognito, clock, save_every, retention, wait, keep, recall, budget, top, least
+    **kw          # for `Session`: incognito, clock, save_every, retention, wait, keep, recall, budget, top, least, way
 ) -> Session:
     "Open what a person left behind, or begin"
     return Session(self, user, home, **kw)
@@ -379,7 +393,7 @@ def _retain(self:Session):
     "Let go of traces that `retention` doesn't want and the saved state doesn't need"
     texts, r = self._texts, self.retention
     if not self._log._stopped: self._log.drop(self._outlived(self._log, r.bytes))
-    if texts is not None and not texts.log._stopped and texts.log.drop(self._outlived(texts.log, r.texts)): texts.stale()
+    if texts is not None and not texts.log._stopped and texts.log.drop(self._outlived(texts.log, r.texts)): texts.stale(); self.stored.drop()
 
 # %% ../../nbs/82_session.ipynb #close
 @patch
@@ -396,6 +410,7 @@ def close(self:Session):
 @patch
 def _forget_files(self:Session):
     was, self.closed = self.closed, True
+    self.stored.drop()
     if not was and self._files.lock is not None: self._end()
     self._files = _no_files()
     with _TURN: _TURN.notify_all()
@@ -610,13 +625,18 @@ def prompt(self:Session,
     return states, rows[0], found[0]
 
 # %% ../../nbs/82_session.ipynb #ask-batch
-def _answers(model, sessions, states, rows, found, *args, **kw):
-    "Answer all, those alike together"
-    out, bare = [None]*len(rows), [_bare(s) for s in sessions]
-    for kind in {*bare}:
-        at = [i for i, b in enumerate(bare) if b == kind]
+def _through(session, question, found):
+    "What reads a prompt: the model, or what joins these traces to it"
+    joins = found and session.way == 'joined' and session.recall == 'traces'
+    return session.stored.answering(str(question), found) if joins else session.model
+
+def _answers(sessions, through, states, rows, found, *args, **kw):
+    "Answer all, those alike together; those with joined traces one by one"
+    out, kinds = [None]*len(rows), [*zip(through, map(_bare, sessions))]
+    for model, bare in {*kinds}:
+        at = [i for i, k in enumerate(kinds) if k == (model, bare)]
         some = torch.cat([states[i:i+1] for i in at]), [rows[i] for i in at], [found[i] for i in at]
-        with _as_asked(model, kind): texts = read_answers(model, *some, *args, **kw)
+        with _as_asked(model, bare): texts = read_answers(model, *some, *args, **kw)
         for i, t in zip(at, texts): out[i] = t
     return out
 
@@ -632,8 +652,10 @@ def ask_batch(self:ChronoModel,
     "Answer many people at once, in one pass"
     sessions, questions = _together(self, sessions, questions)
     if not sessions: return []
-    with _hold(sessions): epochs, (states, rows, found) = [s._epoch for s in sessions], self.prompts(sessions, questions, max_new_tokens)
-    out = _answers(self, sessions, states, rows, found, max_new_tokens, **kw)
+    with _hold(sessions):
+        epochs, (states, rows, found) = [s._epoch for s in sessions], self.prompts(sessions, questions, max_new_tokens)
+        through = [*map(_through, sessions, questions, found)]
+    out = _answers(sessions, through, states, rows, found, max_new_tokens, **kw)
     told = [*zip(out, found)] if sources else out
     if not remember: return told
     try: _live(self, sessions, [self._exchange(*qa) for qa in zip(questions, out)], epochs, answered=True)
@@ -660,12 +682,12 @@ def ask(self:Session,
     if not stream: return self.model.ask_batch([self], [question], max_new_tokens, remember, sources, **kw)[0]
     with self._alone():
         state, row, found = self.prompt(question, max_new_tokens)
-        pieces = self._streamed(question, state, row, found, self._epoch, remember, max_new_tokens=max_new_tokens, **kw)
+        pieces = self._streamed(question, _through(self, question, found), state, row, found, self._epoch, remember, max_new_tokens=max_new_tokens, **kw)
     return (pieces, found) if sources else pieces
 
 @patch
-def _streamed(self:Session, question, state, row, found, epoch, remember, **kw):
-    with _as_asked(self.model, _bare(self)): pieces, answer = reading(self.model, found).stream(state, row, **kw), ''
+def _streamed(self:Session, question, through, state, row, found, epoch, remember, **kw):
+    with _as_asked(self.model, _bare(self)): pieces, answer = reading(through, found).stream(state, row, **kw), ''
     with contextlib.closing(pieces):
         for piece in pieces:
             with self._alone(epoch): pass
@@ -680,7 +702,7 @@ def fork(self:Session,
     incognito:bool=False   # in memory only
 ) -> Session:
     "A second session with the same past, independent from now on"
-    kw = dict(clock=self.clock, save_every=self.save_every, retention=self.retention, wait=self.wait, keep=self.keep, recall=self.recall, budget=self.budget, top=self.top, least=self.least)
+    kw = dict(clock=self.clock, save_every=self.save_every, retention=self.retention, wait=self.wait, keep=self.keep, recall=self.recall, budget=self.budget, top=self.top, least=self.least, way=self.way)
     with self._alone():
         new = Session(self.model, user, self.home, incognito=True, **kw)
         new.state, new.writes = self.state.clone(), dict(self.writes)
