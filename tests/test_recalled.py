@@ -88,7 +88,7 @@ def test_a_reader_takes_part(model):
 
 @pytest.mark.parametrize('disk', (False, True))
 def test_forgotten_traces_are_dropped(model, tmp_path, disk):
-    s = model.session('ada', tmp_path/'home', incognito=not disk, recall='traces', way='joined', top=3)
+    s = model.session('ada', tmp_path/'home', incognito=not disk, recall='traces', way='joined', top=3, least=0)
     other = life(model, 'bob')
     for t in TOLD: s.ingest(t, role='user')
     ask(s), ask(other)
