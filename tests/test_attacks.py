@@ -5,7 +5,8 @@ import pytest, torch
 from chronomem.core import DirLock, ManualClock, StateError
 from chronomem.live import session as S
 from chronomem.live.repair import ChronoModel
-from chronomem.live.session import NotKept, Retention, users, wipe_user
+from chronomem.live.ingest import NotKept
+from chronomem.live.session import Retention, users, wipe_user
 from chronomem.then import home as H, log as L
 from chronomem.then.log import TraceLog
 from test_safety import Broken, alone, quiet, remains

@@ -6,7 +6,8 @@ import pytest, torch
 from chronomem.core import DirLock, ManualClock, StateError
 from chronomem.live import session as S
 from chronomem.live.repair import ChronoModel
-from chronomem.live.session import NotKept, Retention, users, wipe_user
+from chronomem.live.ingest import NotKept
+from chronomem.live.session import Retention, users, wipe_user
 from chronomem.then import home as H
 from chronomem.then.log import Disk
 from test_session import SMALL, child, die, home, logits, model, same, text, toy, tree

@@ -8,7 +8,8 @@ from chronomem.core import DirLock, ManualClock, StateError, seed_all, user_dir
 from chronomem.ladder.ladder import LadderConfig
 from chronomem.backbone.model import CHATML, byte_tokenizer, with_chat
 from chronomem.live import session as S
-from chronomem.live.session import ChronoModel, users, wipe_user
+from chronomem import ChronoModel
+from chronomem.then.home import users, wipe_user
 from chronomem.senses.m4 import M4Token
 
 SMALL = MemoryConfig(ladder=LadderConfig.of(3, dims=(16, 16, 16), slots=(2, 1, 1), hidden=16))

@@ -265,7 +265,7 @@ def _answer(s, question, n, quiet=False):
 
 def _remember(s, question, answer):
     "An exchange becomes part of a life, as `Session.ask` would do it"
-    from chronomem.live.session import _live
+    from chronomem.live.ingest import _live
     _live(s.model, [s], [s.model._exchange(question, answer)], answered=True)
 
 def _reply(s, line, a):

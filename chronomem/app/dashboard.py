@@ -17,7 +17,7 @@ from ..delta.learner import DeltaLearner
 from ..ladder.reading import Looking
 from ..ladder.writing import Policies
 from ..live.memories import Session
-from ..live.session import _live
+from ..live.ingest import _live
 from .watching import Delays, RungSync, told_among_prose
 
 # %% ../../nbs/91_dashboard.ipynb #settings

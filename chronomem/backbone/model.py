@@ -92,11 +92,13 @@ class ChronoModel:
         name:str='',         # what to call it
         max_tokens:int=512,  # longest text written in one inference; longer ones take several
         own:bool=False,      # does the language model belong to this memory, and is saved with it?
-        recall:str='both'    # what sessions answer from unless they are told: 'ladder', 'traces' (text that was told), 'both', 'none'; an untrained ladder is better not read
+        recall:str='both',   # what sessions answer from unless they are told: 'ladder', 'traces' (text that was told), 'both', 'none'; an untrained ladder is better not read
+        trained:bool=None    # was its ladder trained, and adapters with it? None: if it is read
     ):
         if not isinstance(lm, MemoryLM): raise TypeError(f'lm: expected a MemoryLM, got {type(lm).__name__}; see ChronoModel.from_pretrained')
         if not getattr(tokenizer, 'is_fast', False): raise TypeError(f'tokenizer: expected a fast one (PreTrainedTokenizerFast), got {type(tokenizer).__name__}')
         self.lm, self.tokenizer, self.name, self.own, self.recall = lm.eval(), with_chat(tokenizer), str(name), own, recall
+        self.trained = recall in ('ladder', 'both') if trained is None else trained
         self.limit = getattr(lm.bare.config, 'max_position_embeddings', None) or 2**20
         self.soft = lm.memory.read(lm.memory.init(1))[1].shape[1]
         self.max_tokens = min(max_tokens, self.limit - self.soft - lm.config.n_mem)
@@ -483,6 +485,7 @@ class SavedModel(Config):
     name: str
     max_tokens: int = 512
     recall: Literal['ladder', 'traces', 'both', 'none'] = 'both'  # as measured, or as wished
+    trained: bool|None = None         # was the ladder trained, and adapters with it? None: if it is read
     format: Literal[1] = 1
 
 def _asset(name): return Path(str(importlib.resources.files('chronomem')))/'assets'/name
@@ -501,7 +504,7 @@ def save_pretrained(self:ChronoModel,
     if nameless: warnings.warn(f'{path}: the language model has no name (name_or_path is empty) and is not stored; loading will need it: '
                                'ChronoModel.from_pretrained(path, lm=...). Store it too with backbone=True, or set lm.name_or_path', stacklevel=2)
     if own or nameless: self.tokenizer.save_pretrained(Path(path)/'tokenizer')
-    SavedModel(self.name, self.max_tokens, self.recall).save(Path(path)/'model.json')
+    SavedModel(self.name, self.max_tokens, self.recall, self.trained).save(Path(path)/'model.json')
 
 # %% ../../nbs/52_model.ipynb #push
 @patch
@@ -530,7 +533,7 @@ def _saved(path, lm, tokenizer, trainable, load):
         if not m.backbone.name_or_path: raise ValueError(f'lm: {path} belongs to a language model without a name; expected from_pretrained(path, lm=...) with that {m.backbone.model_type}')
         lm, tokenizer = load_lm(m.backbone.name_or_path, getattr(torch, m.backbone.dtype), **load)
     if tokenizer is None: tokenizer = AutoTokenizer.from_pretrained(path/'tokenizer', local_files_only=True, trust_remote_code=False)
-    return ChronoModel(MemoryLM.from_pretrained(path, lm, trainable), tokenizer, c.name, c.max_tokens, m.own_backbone, c.recall)
+    return ChronoModel(MemoryLM.from_pretrained(path, lm, trainable), tokenizer, c.name, c.max_tokens, m.own_backbone, c.recall, c.trained)
 
 def _fresh(lm, config, lora_r, seed, trainable):
     "A memory nobody trained, the same one for the same seed"

@@ -86,7 +86,7 @@ def quotes(self:ChronoModel):
     "Are notes shown as quotes?"
     if self.frame not in (None, 'notes', 'quotes'): raise ValueError(f"frame: got {self.frame!r}, expected 'notes', 'quotes' or None")
     if self.frame or self.reader is not None: return self.reader is not None or self.frame == 'quotes'
-    untrained = self.recall in ('traces', 'none') or _is_off(_key(self.lm.lm))
+    untrained = not self.trained or _is_off(_key(self.lm.lm))
     return untrained and sum(p.numel() for p in self.lm.lm.parameters()) <= SMALL
 
 @patch

@@ -16,7 +16,7 @@ from ..core import Config, StateError
 from .journal import Journal
 from .listener import Listener
 from .segments import SegmentConfig, hear, line, spoke, stamp
-from .session import _live
+from .ingest import _live
 from .subconscious import Subconscious
 
 # %% ../../nbs/88c_body.ipynb #config

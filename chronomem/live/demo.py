@@ -17,7 +17,7 @@ from ..backbone.reader import read_answers
 from ..learn.data import prose
 from ..learn.evaluate import interval
 from ..learn.life import KINDS, episodes
-from .session import ChronoModel, _as_asked, _bare
+from .ask import ChronoModel, _as_asked, _bare
 
 # %% ../../nbs/84_demo.ipynb #score
 def said(

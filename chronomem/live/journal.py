@@ -51,12 +51,14 @@ def add(self:Journal,
         with open(self.path, 'a') as f: f.write(json.dumps(self.rows[-1])+'\n'); f.flush(); os.fsync(f.fileno())
 
 # %% ../../nbs/88b_journal.ipynb #told
+def _passages(session): return session.memories(n=10**9)[::-1]
+
 def told(
     session:Session
 ) -> list: # of `Trace`s, one for each text, oldest first
     "All texts that are remembered word by word"
     out = []
-    for m in reversed(session.memories(n=10**9)):
+    for m in _passages(session):
         if out and out[-1].id == m.id: out[-1].text += ' ' + m.text
         else: out.append(m)
     return out
@@ -75,10 +77,11 @@ def heard(
     session:Session,   # of whoever listened
     since=0.,          # seconds, as lines have them: into the recording, or of the day; or 'HH:MM:SS'
     until=None,        # the same; None: no end
+    whole:bool=True    # lines as they were told; False: each passage of a long one by itself, as a small model reads it
 ) -> list:             # of dict(start, stop, text, source, trace), in order
     "What was heard in a span of time"
     a, b = _second(since), 1e9 if until is None else _second(until)
-    return [r for r in spans(told(session)) if r['start'] <= b and r['stop'] >= a]
+    return [r for r in spans(told(session) if whole else _passages(session)) if r['start'] <= b and r['stop'] >= a]
 
 # %% ../../nbs/88b_journal.ipynb #at
 def named(

@@ -14,7 +14,7 @@ from ..core import WallClock
 from .body import ChronoSystem, SystemConfig, SystemState
 from .journal import Journal, at_times, heard, named, told
 from .segments import stamp
-from .session import _as_asked, _bare
+from .ask import _as_asked, _bare
 from .teller import Teller
 from ..senses.m4 import M4Token
 from ..senses.sources import AudioFile, Source
@@ -118,7 +118,7 @@ def ask(self:ChronoSystem,
 ):                         # the answer; with `sources` that and a list of `Trace`s
     "Answer from memory, and from what was heard at the times the question names"
     self.join()
-    found = [r['trace'] for r in named(heard(self.session), question)] if self._reads() else []
+    found = [r['trace'] for r in named(heard(self.session, whole=False), question)] if self._reads() else []
     answer, found = self._answer(question, max_new_tokens, found or self._recalled(question), remember)
     if remember: self.lessons.extend(x for x in (question, answer) if x)
     return (answer, found) if sources else answer
