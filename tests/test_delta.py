@@ -10,7 +10,7 @@ from chronomem.delta.delta import Adapters, DeltaConfig
 from chronomem.delta.learner import DeltaLearner, _spelled
 from chronomem.ladder.ladder import LadderConfig
 from chronomem.live.learning import learning_lines
-from chronomem.live.session import Session
+from chronomem import Session
 from chronomem.then.home import memory_dir, overview, read_manifest, wipe_user
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ from chronomem.backbone.model import ChronoModel
 from chronomem.learn import life
 from chronomem.live import demo as rooms
 from chronomem.live.demo import ARMS, Fact, ask_facts, demo, facts, rank, says, tell_facts
-from chronomem.live.session import Session
+from chronomem import Session
 
 def chronomem(*args, cwd, timeout=300):
     return subprocess.run([sys.executable, '-c', 'from chronomem.app.cli import main; main()', *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=timeout)

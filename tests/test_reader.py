@@ -197,7 +197,7 @@ def test_the_one_for_smollm2_fits():
 
 def test_quotes_are_for_small_untrained_models(model):
     assert model.quotes() and model.lead()
-    model.recall = 'both'
+    model.trained = True
     assert not model.quotes() and not model.lead()
     model.reader = new_reader(model, 2)
     assert model.quotes() and not model.lead()

@@ -4,7 +4,7 @@ import pytest, torch
 from chronomem.backbone.model import ChronoModel
 from chronomem.live.boot import BootConfig
 from chronomem.live.segments import SegmentConfig, line, stamp, vote
-from chronomem.live.session import Session
+from chronomem import Session
 from chronomem.live.subconscious import Subconscious
 from chronomem.live.system import ChronoSystem, Journal, SystemConfig, at_times, heard, live, told
 from chronomem.senses.sources import Source

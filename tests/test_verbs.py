@@ -176,7 +176,7 @@ def long(tmp_path):
 
 SLOW = '''
 import time
-from chronomem.live.session import Session
+from chronomem import Session
 real = Session.ingest
 def ingest(self, *a, **kw):
     out = real(self, *a, **kw)

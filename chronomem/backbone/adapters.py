@@ -40,7 +40,7 @@ _ADDED = contextvars.ContextVar('chronomem_added', default={})   # name → key 
 def _hook(m, args, out):
     "Add the shares of the weights that this thread brings, if any"
     for key, shares in _ADDED.get().values():
-        if m in shares and not _is_off(key): out = out + shares[m](args[0]).to(out.dtype)
+        if m in shares and not _is_off(key, True): out = out + shares[m](args[0]).to(out.dtype)
     return out
 
 def _low_rank(x, A, B, scale): return scale*F.linear(F.linear(x.to(A.dtype), A), B)

@@ -283,7 +283,7 @@ def head(self:MemoryLM, h):
     return y.reshape(*h.shape[:-1], y.shape[-1]).float()
 
 # %% ../../nbs/50_backbone.ipynb #plain
-_OFF = contextvars.ContextVar('chronomem_adapters_off', default=())  # keys of language models whose adapters are off here
+_OFF = contextvars.ContextVar('chronomem_adapters_off', default=())  # (key of a language model whose adapters are off here, are weights that were brought off, too?)
 
 class _Key: pass
 
@@ -291,9 +291,9 @@ def _key(lm):
     "What a thread's context calls a language model"
     return lm.__dict__.setdefault('_memory_key', _Key())
 
-def _is_off(key):
-    "Is this thread in `plain` of the model with this key?"
-    return any(k is key for k in _OFF.get())
+def _is_off(key, brought=False):
+    "Is this thread in `plain` of the model with this key? With `brought`: in one that puts brought weights off, too"
+    return any(k is key and (every or not brought) for k, every in _OFF.get())
 
 class _Off:
     "A layer's flag for peft: off because peft was told so, or because this thread is in `plain`"
@@ -327,10 +327,12 @@ def _switch(lm):
 
 @patch
 @contextlib.contextmanager
-def plain(self:MemoryLM):
-    "Context in which adapters, peft's or of another kind, are off for this thread; what was frozen stays frozen"
+def plain(self:MemoryLM,
+    brought:bool=True # weights that are brought for a call are off, too: a learner's, a reader's
+):
+    "Context in which adapters are off for this thread; what was frozen stays frozen"
     key = _switch(self.lm) if isinstance(self.lm, PeftModel) else _key(self.lm)
-    token = _OFF.set((*_OFF.get(), key))
+    token = _OFF.set((*_OFF.get(), (key, brought)))
     try: yield
     finally: _OFF.reset(token)
 

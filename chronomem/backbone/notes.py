@@ -81,18 +81,25 @@ SMALL = 600_000_000  # weights, up to which a model copies better than it answer
 ChronoModel.reader = None  # a `Reader`, from the next room
 ChronoModel.frame = None   # 'notes', 'quotes', or None: as suits the model
 
+def _bare(model): return not model.trained or _is_off(_key(model.lm.lm))
+
+@patch
+def reads(self:ChronoModel):
+    "The reader that acts now, if there is one; one that was taught without the memory's adapters acts where they are off"
+    r = self.reader
+    return r if r is not None and (_bare(self) or not r.about.get('bare')) else None
+
 @patch
 def quotes(self:ChronoModel):
     "Are notes shown as quotes?"
     if self.frame not in (None, 'notes', 'quotes'): raise ValueError(f"frame: got {self.frame!r}, expected 'notes', 'quotes' or None")
-    if self.frame or self.reader is not None: return self.reader is not None or self.frame == 'quotes'
-    untrained = not self.trained or _is_off(_key(self.lm.lm))
-    return untrained and sum(p.numel() for p in self.lm.lm.parameters()) <= SMALL
+    if self.frame or self.reads(): return self.reads() is not None or self.frame == 'quotes'
+    return _bare(self) and sum(p.numel() for p in self.lm.lm.parameters()) <= SMALL
 
 @patch
 def shown(self:ChronoModel)->int:
     "How many notes a question is best answered from"
-    return 1 if self.quotes() and self.reader is None else 3
+    return 1 if self.quotes() and not self.reads() else 3
 
 @patch
 def notes(self:ChronoModel,
@@ -109,7 +116,7 @@ def notes(self:ChronoModel,
 @patch
 def lead(self:ChronoModel):
     "How a reply from notes is made to begin"
-    return LEAD if self.quotes() and self.reader is None else ''
+    return LEAD if self.quotes() and not self.reads() else ''
 
 @patch
 def noted(self:ChronoModel,

@@ -19,7 +19,7 @@ from .backbone import MemoryLM, _backbone_weights
 from .families import family_of
 from .model import ChronoModel, _asset, _use
 from .notes import LEAD, QUOTES
-from ..core import data_root, fingerprint as _hash, load_tensors, save_tensors
+from ..core import data_root, StateError, fingerprint as _hash, load_tensors, save_tensors
 from ..then.texts import Trace
 
 # %% ../../nbs/54_reader.ipynb #layers
@@ -117,7 +117,7 @@ def load(cls:Reader,
     model:ChronoModel=None  # look whether it fits; its device
 )->Reader:
     "Read what `save` wrote"
-    tensors, meta = load_tensors(Path(path)/'reader.safetensors', 'chronomem.reader', base_of(model) if model else None, True)
+    tensors, meta = load_tensors(Path(path)/'reader.safetensors', 'chronomem.reader', finite=True)
     device = model.device if model else 'cpu'
     reader = cls({k: v.float().to(device) for k, v in tensors.items()}, meta['fingerprint'], meta['scale'], meta['about'])
     if model: reader.fits(model)
@@ -128,15 +128,14 @@ def find(cls:Reader,
     model:ChronoModel
 ):           # None: none that ships fits
     "The reader that ships for this language model"
-    base = base_of(model)
     for path in sorted(_asset('.').glob('reader-*')):
-        meta = load_tensors(path/'reader.safetensors', 'chronomem.reader')[1]
-        if meta['fingerprint'] == base: return cls.load(path, model)
+        try: return cls.load(path, model)
+        except (ValueError, StateError): pass
 
 # %% ../../nbs/54_reader.ipynb #reading
 class _Reading:
     "A model whose answers are made from notes: with its reader, or as the end of a quote"
-    def __init__(self, model): self.model, self.with_, self.begin = model, model.reader, model.lead()
+    def __init__(self, model): self.model, self.with_, self.begin = model, model.reads(), model.lead()
     def __getattr__(self, name): return getattr(self.model, name)
     def _quote(self, text): return self.begin + text.split('"')[0].rstrip() if self.begin else text
     def decode(self, ids): return self._quote(self.model.decode(ids))
@@ -150,7 +149,7 @@ def reading(
     found  # the traces that the prompt holds
 ):         # has `answer` and `stream`
     "What to answer with"
-    return _Reading(model) if found and (model.reader is not None or model.lead()) else model
+    return _Reading(model) if found and (model.reads() or model.lead()) else model
 
 def read_answers(
     model:ChronoModel,
@@ -356,6 +355,6 @@ def learn_to_read(
             if checkpoint and (n % every == 0 or n == updates): _save_learning(checkpoint, reader, adam, done)
             bar.update()
             bar.set_postfix(loss=f"{sum(done['losses'][-25:])/len(done['losses'][-25:]):.3f}")
-    reader.about = {k: v for k, v in done.items() if k != 'losses'}
+    reader.about = {k: v for k, v in done.items() if k != 'losses'} | dict(bare=not model.trained)
     reader.losses = done['losses']
     return reader

@@ -51,7 +51,7 @@ class _Weights:
         lm, more = model.lm.lm, brought(model.lm)
         at = lambda p: id(p) if hasattr(p, '__tensor_flatten__') else p.data_ptr()
         self.own = [(at(p), p._version) for p in (*lm.parameters(), *lm.buffers())]
-        self.off, self.where = _is_off(_key(lm)), [(layer, scale) for layer, _, _, scale in more]
+        self.off, self.where = (_is_off(_key(lm)), _is_off(_key(lm), True)), [(layer, scale) for layer, _, _, scale in more]
         self.brought = [(t, t._version) for _, A, B, _ in more for t in (A, B)]
     def same(self, new):
         "Are those that were seen then still what is seen now?"

@@ -20,9 +20,9 @@ from ..then.keys import sparse
 # %% ../../nbs/82b_ask.ipynb #recall
 def _bare(s):
     "Does a memory that was trained take no part in this session's answers? Then the language model reads as it was before"
-    return s.recall in ('none', 'traces') and s.model.trained and s.model.reader is None
+    return s.recall in ('none', 'traces') and s.model.trained
 
-def _as_asked(model, bare): return model.lm.plain() if bare else contextlib.nullcontext()
+def _as_asked(model, bare): return model.lm.plain(brought=False) if bare else contextlib.nullcontext()
 
 @patch
 def stands_out(self:Session,

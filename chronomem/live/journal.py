@@ -6,7 +6,8 @@
 __all__ = ['Journal', 'told', 'spans', 'heard', 'named', 'at_times']
 
 # %% ../../nbs/88b_journal.ipynb #imports
-import json, os
+import json, os, re
+from dataclasses import replace
 from fastcore.basics import patch
 import chronomem.live.memories
 from ..core import atomic_write
@@ -53,6 +54,8 @@ def add(self:Journal,
 # %% ../../nbs/88b_journal.ipynb #told
 def _passages(session): return session.memories(n=10**9)[::-1]
 
+def _sentences(passages): return [replace(m, text=s) for m in passages for s in re.split(r'(?<=\.) ', m.text)]
+
 def told(
     session:Session
 ) -> list: # of `Trace`s, one for each text, oldest first
@@ -77,11 +80,11 @@ def heard(
     session:Session,   # of whoever listened
     since=0.,          # seconds, as lines have them: into the recording, or of the day; or 'HH:MM:SS'
     until=None,        # the same; None: no end
-    whole:bool=True    # lines as they were told; False: each passage of a long one by itself, as a small model reads it
+    whole:bool=True    # lines as they were told; False: each sentence by itself, as a small model reads it
 ) -> list:             # of dict(start, stop, text, source, trace), in order
     "What was heard in a span of time"
     a, b = _second(since), 1e9 if until is None else _second(until)
-    return [r for r in spans(told(session) if whole else _passages(session)) if r['start'] <= b and r['stop'] >= a]
+    return [r for r in spans(told(session) if whole else _sentences(_passages(session))) if r['start'] <= b and r['stop'] >= a]
 
 # %% ../../nbs/88b_journal.ipynb #at
 def named(

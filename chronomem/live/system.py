@@ -69,13 +69,12 @@ def _felt_answer(self:ChronoSystem, question, tokens):
 # %% ../../nbs/89_system.ipynb #think
 @patch
 def _recalled(self:ChronoSystem, query, but=()):
-    "What was told and may matter, best first: what stands out, a person's last words, and what is near"
+    "What was told and may matter, best first: what stands out, or else a person's last words"
     n, s = self.config.recalled, self.session
     if not n or not self._reads(): return []
     near = [m for m in s.memories(query, n+len(but), every=False) if m.text not in but and m.role != 'assistant']
     own = [m for m in s.memories(n=100) if m.role == 'user' and not m.text.endswith('?')][:1]
-    rows = [*near[:1], *own, *near[1:]] if s.stands_out(near) else [*own, *near]
-    return [*{m.id: m for m in rows}.values()][:n]
+    return (near if s.stands_out(near) else own or near)[:n]
 
 @patch
 def step_inference(self:ChronoSystem,
