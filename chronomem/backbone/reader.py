@@ -19,7 +19,7 @@ from .backbone import MemoryLM, _backbone_weights
 from .families import family_of
 from .model import ChronoModel, _asset, _use
 from .notes import LEAD, QUOTES
-from ..core import data_root, StateError, fingerprint as _hash, load_tensors, save_tensors
+from ..core import data_root, fingerprint as _hash, load_tensors, save_tensors
 from ..then.texts import Trace
 
 # %% ../../nbs/54_reader.ipynb #layers
@@ -117,7 +117,7 @@ def load(cls:Reader,
     model:ChronoModel=None  # look whether it fits; its device
 )->Reader:
     "Read what `save` wrote"
-    tensors, meta = load_tensors(Path(path)/'reader.safetensors', 'chronomem.reader', finite=True)
+    tensors, meta = load_tensors(Path(path)/'reader.safetensors', 'chronomem.reader', base_of(model) if model else None, True)
     device = model.device if model else 'cpu'
     reader = cls({k: v.float().to(device) for k, v in tensors.items()}, meta['fingerprint'], meta['scale'], meta['about'])
     if model: reader.fits(model)
@@ -128,9 +128,10 @@ def find(cls:Reader,
     model:ChronoModel
 ):           # None: none that ships fits
     "The reader that ships for this language model"
+    base = base_of(model)
     for path in sorted(_asset('.').glob('reader-*')):
-        try: return cls.load(path, model)
-        except (ValueError, StateError): pass
+        meta = load_tensors(path/'reader.safetensors', 'chronomem.reader')[1]
+        if meta['fingerprint'] == base: return cls.load(path, model)
 
 # %% ../../nbs/54_reader.ipynb #reading
 class _Reading:
