@@ -63,6 +63,7 @@ def _memory_arguments(v, asks=True):
     v.add_argument('--keep', choices=('texts', 'latents'), default='texts', help='texts: what is told stays readable, so that it can be found; latents: hidden states only, no word of it (default: texts)')
     if not asks: return
     v.add_argument('--recall', choices=('none', 'ladder', 'traces', 'both'), help='what answers are made from (default: what the model does best with)')
+    v.add_argument('--way', choices=('text', 'joined'), default='text', help='how texts come to the model: read again, or stored keys and values joined to its attention (default: text)')
     v.add_argument('--budget', type=_count, default=256, help='tokens of recalled texts per question (default 256)')
     v.add_argument('--max-new-tokens', type=_count, default=64, help='longest answer (default 64)')
     v.add_argument('--sources', action='store_true', help='say which texts an answer rests on')
@@ -200,7 +201,7 @@ def _load(model):
 
 def _session(a, m, home=None, **kw):
     "The session that the arguments ask for"
-    return m.session(a.user, home, keep=a.keep, recall=getattr(a, 'recall', None), budget=getattr(a, 'budget', 256), **kw)
+    return m.session(a.user, home, keep=a.keep, recall=getattr(a, 'recall', None), budget=getattr(a, 'budget', 256), way=getattr(a, 'way', 'text'), **kw)
 
 def _sure(question, yes):
     "Does the person agree?"

@@ -199,10 +199,11 @@ def scores(self:Texts,
 
 @patch
 def reach(self:Texts,
-    least:float=.5 # times the logarithm of how many traces can be an answer
+    least:float=.5 # times a logarithm that grows with how many traces can be an answer
 )->float:
     "The score that the best of unrelated traces seldom has"
-    return least*math.log(max(int(np.concatenate(self.index().seek).sum()), 1))
+    n = int(np.concatenate(self.index().seek).sum())
+    return least*math.log(max(n+min(n, 10), 1))
 
 @patch
 def search(self:Texts,
