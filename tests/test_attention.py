@@ -317,3 +317,11 @@ def test_a_cache_of_many_threads_keeps_its_count():
         return torch.equal(kv.keys[0], kvs[i % 8].keys[0])
     with ThreadPoolExecutor(8) as ex: assert all(ex.map(use, range(800)))
     assert cache.nbytes == sum(kv.nbytes for kv in cache._all.values()) <= cache.bytes and cache.hits+cache.misses == 800
+
+def test_two_copies_of_the_module_in_one_process():
+    import importlib.util
+    import chronomem.backbone.joined as J
+    spec = importlib.util.spec_from_file_location('chronomem.backbone.joined_copy', J.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    for module, seed in ((copy, 0), (J, 1), (copy, 2)): assert module.can_join(tiny_lm(seed=seed)) == (True, '')

@@ -112,6 +112,7 @@ def _attention(kind):
         eager = kind == 'eager' or kw.get('softcap') is not None or kw.get('s_aux') is not None
         if eager and mask is not None: mask = _additive(mask, query.dtype)
         return _function(module, 'eager' if eager else 'sdpa')(module, query, key, value, mask, **kw)
+    attend.here = _HERE
     return attend
 
 def _masks(kind):
@@ -127,7 +128,7 @@ _DOOR, _IN = threading.Lock(), {}   # id of a config or decoder → how many use
 def _registered(kind):
     "Name of the attention of this kind that can be given memory"
     name = f'chronomem_{kind}'
-    if name not in AttentionInterface():
+    if getattr(AttentionInterface().get(name), 'here', None) is not _HERE:   # none, or that of another copy of this module
         AttentionMaskInterface.register(name, _masks(kind))
         AttentionInterface.register(name, _attention(kind))
     return name
