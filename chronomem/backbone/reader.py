@@ -13,6 +13,7 @@ from pathlib import Path
 import torch, torch.nn as nn
 from fastcore.basics import patch
 from tqdm.auto import tqdm
+from transformers import StoppingCriteria
 from transformers.pytorch_utils import Conv1D
 from .adapters import added, fresh_lora, layer_sizes
 from .backbone import MemoryLM, _backbone_weights
@@ -134,13 +135,20 @@ def find(cls:Reader,
         if meta['fingerprint'] == base: return cls.load(path, model)
 
 # %% ../../nbs/54_reader.ipynb #reading
+class _Closed(StoppingCriteria):
+    "Stop when the quotation ends"
+    def __init__(self, model): self.model = model
+    def __call__(self, ids, scores, **kw): return torch.tensor(['"' in self.model._spoken(r[-2:]) for r in ids], device=ids.device)
+
 class _Reading:
     "A model whose answers are made from notes: with its reader, or as the end of a quote"
     def __init__(self, model): self.model, self.with_, self.begin = model, model.reads(), model.lead()
     def __getattr__(self, name): return getattr(self.model, name)
     def _quote(self, text): return self.begin + text.split('"')[0].rstrip() if self.begin else text
     def decode(self, ids): return self._quote(self.model.decode(ids))
-    def answer(self, *args, **kw):
+    def answer(self, *args, stopping_criteria=(), **kw):
+        if self.begin: stopping_criteria = [*stopping_criteria, _Closed(self.model)]
+        if stopping_criteria: kw['stopping_criteria'] = stopping_criteria
         with self.with_.using(self.model, check=False) if self.with_ else contextlib.nullcontext(): texts = self.model.answer(*args, **kw)
         return [self._quote(t) + '"'*bool(self.begin) for t in texts]
     def stream(self, *args, **kw): return ChronoModel.stream(self, *args, **kw)
