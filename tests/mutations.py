@@ -102,11 +102,12 @@ ROWS = [
         ('last.first < self.n <= before', 'last.first < self.n < before', 'fails_anywhere'),
         ("if got['digest'] != ", "if False and got['digest'] != ", 'floor_of_nobody')),
     *_rows('live/session.py', 'test_session.py', ('if r.time[0] != self.t: raise', 'if False: raise', 'trace_missing')),
-    *_rows('live/session.py', 'test_safety.py',
+    *_rows('live/ingest.py', 'test_safety.py',
         ('if self._new >= self.save_every and', 'if self._new > self.save_every and', 'save_every_counts'),
-        ('if epoch not in (None, self._epoch): raise', 'if False: raise', 'notices_a_wipe'),
-        ("if meta.get('owner') != self.owner: raise", 'if False: raise', 'another_persons'),
         ('left=(n-1-pieces)', 'left=(0*pieces)', 'not_written_whole')),
+    *_rows('live/session.py', 'test_safety.py',
+        ('if epoch not in (None, self._epoch): raise', 'if False: raise', 'notices_a_wipe'),
+        ("if meta.get('owner') != self.owner: raise", 'if False: raise', 'another_persons')),
     *_rows('then/home.py', 'test_safety.py', ('if (_hash(m.user), _hash(m.model)[:16]) != ', 'if False and (_hash(m.user), _hash(m.model)[:16]) != ', 'swapped_directories'))]
 
 def mutated(row):

@@ -184,7 +184,7 @@ def test_ctrl_c_ends_life_and_another_process_answers(tmp_path):
         if sum('there was' in y for y in seen) == 4: p.send_signal(signal.SIGINT); break
     rest, errors = p.communicate(timeout=600)
     seen += rest.strip().split('\n')
-    assert p.returncode == 0 and 'Traceback' not in errors and 'stopped' in seen
+    assert p.returncode == 0 and 'stopped' in seen and 'Traceback' not in errors, errors
     assert re.fullmatch(r'\d+ things? remembered, \d+ thoughts?, \d+ frames?, \d+ late, 0 missing', seen[-1])
     line = next(x for x in seen if ' there was' in x and '00:00:04' in x).split('  ', 1)[1]
     run = lambda *a: subprocess.run([sys.executable, *a], stdout=subprocess.PIPE, text=True, timeout=600, check=True).stdout
