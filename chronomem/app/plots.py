@@ -81,7 +81,7 @@ def _facts_table(facts):
     rows = [['', *ARM_NAMES.values(), 'right trace found']]
     rows += [[s, *(_cell(v[a]) for a in ARM_NAMES), _cell(facts['found'][s])] for s, v in facts['results'].items()]
     how = 'the likeliest of four options, chance 0.25' if facts['by'] == 'options' else 'words of the answer'
-    return f"{_grid(rows)}\n{facts['told']} facts in people's own words among {facts['sentences']} sentences of prose, asked in other words after a kill; judged by {how}"
+    return f"{_grid(rows)}\n{facts['told']} facts in people's own words among {facts['sentences']} sentences of prose, asked in everyday words after a kill; judged by {how}"
 
 def table(result:dict) -> str:
     "The three columns as text, and the facts below if they were asked"
