@@ -344,8 +344,7 @@ def learn_to_read(
     progress:bool=True        # show a bar
 )->Reader:
     "Learn to answer from notes, and to say that something was never said"
-    if len(examples) < 2: raise ValueError(f'examples: got {len(examples)}, expected at least 2')
-    if updates < 1 or batch < 1: raise ValueError(f'updates and batch: got {updates} and {batch}, expected at least 1')
+    if min(len(examples), 2*updates, 2*batch) < 2: raise ValueError(f'examples: got {len(examples)}, expected at least 2; updates and batch: got {updates} and {batch}, expected at least 1')
     recipe = dict(updates=updates, rate=rate, batch=batch, seed=seed, rank=rank, above=above, keep=keep, examples=len(examples), quote=quote)
     reader = new_reader(model, rank, seed=seed, above=above)
     reader.fits(model)
@@ -364,6 +363,6 @@ def learn_to_read(
             if checkpoint and (n % every == 0 or n == updates): _save_learning(checkpoint, reader, adam, done)
             bar.update()
             bar.set_postfix(loss=f"{sum(done['losses'][-25:])/len(done['losses'][-25:]):.3f}")
-    reader.about = {k: v for k, v in done.items() if k != 'losses'} | dict(bare=not model.trained)
-    reader.losses = done['losses']
+    reader.losses = done.pop('losses')
+    reader.about = done | dict(bare=not model.trained)
     return reader

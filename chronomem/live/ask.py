@@ -15,7 +15,7 @@ from ..backbone.reader import read_answers, reading
 from ..core import StateError
 from .ingest import NotKept, _hold, _live, _together
 from .session import Session
-from ..then.keys import sparse
+from ..then.keys import _TIME, sparse
 
 # %% ../../nbs/82b_ask.ipynb #recall
 def _bare(s):
@@ -37,9 +37,9 @@ def _find(self:Session, question, key):
     with self._alone(), _as_asked(self.model, _bare(self)):
         if self._texts is None: return []
         found = self._texts.search(torch.from_numpy(sparse(question)), key, self.top or self.model.shown())
-        if self.least and not self.stands_out(found): return []
     for f in found: f.text = self.model.spoken(f.ids)
-    return within(found, self.budget)
+    meant = found and {*_TIME.findall(question)} & {*_TIME.findall(found[0].text)}   # a time that is named is no chance
+    return within(found, self.budget) if meant or not self.least or self.stands_out(found) else []
 
 @patch
 def prompts(self:ChronoModel,
