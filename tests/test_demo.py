@@ -123,7 +123,7 @@ class Recalls:
     def prompt(self, question):
         found = [f for f in facts() if f.near == question and f.told in self.texts and self.recall in ('traces', 'both')]
         return self.model.lm.memory.init(1), self.model.encode(self.model.chat(question)), found and [type('Trace', (), dict(text=f'user: {found[0].told}'))]
-    def answer(self, state, rows, max_new_tokens):
+    def answer(self, state, rows, max_new_tokens, **kw):
         self.plain.append(len(rows))
         return [next(f for f in facts() if f.near in self.model.tokenizer.decode(r)).options[0] for r in rows]
 

@@ -208,7 +208,7 @@ def test_each_passage_of_a_line_can_be_found_and_read_alone(model, stop):
 
 def test_a_question_finds_the_trace_of_its_time_by_words(model):
     "Plain `Session.ask` knows nothing of times: the words of the line do it"
-    with model.session('x', incognito=True, recall='traces', top=1, least=0) as s:
+    with model.session('x', incognito=True, recall='traces', top=1) as s:
         for i in range(30): s.ingest(line('speech', 4*i, 4*i+2.5, 'george jackson nicolas theo'.split()[i*7 % 4], .9), 'system', 'mic')
         found = [s.ask(f'Who spoke at {stamp(4*i+1)}?', 1, remember=False, sources=True)[1][0] for i in range(30)]
         assert sum(m.position == 0 and stamp(4*i+1) in m.text for i, m in enumerate(found)) >= 29

@@ -18,7 +18,7 @@ from .session import Session
 from ..then.keys import _TIME, sparse
 
 # %% ../../nbs/82b_ask.ipynb #recall
-def _bare(s):
+def _ladder_off(s):
     "Does a memory that was trained take no part in this session's answers? Then the language model reads as it was before"
     return s.recall in ('none', 'traces') and s.model.trained
 
@@ -34,7 +34,7 @@ def stands_out(self:Session,
 @patch
 def _find(self:Session, question, key):
     "The traces that fit a question, within the budget, best first"
-    with self._alone(), _as_asked(self.model, _bare(self)):
+    with self._alone(), _as_asked(self.model, _ladder_off(self)):
         if self._texts is None: return []
         found = self._texts.search(torch.from_numpy(sparse(question)), key, self.top or self.model.shown())
     for f in found: f.text = self.model.spoken(f.ids)
@@ -62,7 +62,7 @@ def _with_notes(self:Session, question, row, found, max_new_tokens):
     "A prompt with as many of the notes as the model's context holds"
     room = self.model.limit-self.model.soft-max_new_tokens
     while found:
-        with _as_asked(self.model, _bare(self)): noted = self.model.noted(question, found)
+        with _as_asked(self.model, _ladder_off(self)): noted = self.model.noted(question, found)
         if len(noted) <= room: return noted, found
         found = found[:-1]
     return row, []
@@ -84,7 +84,7 @@ def _through(session, question, found):
 
 def _answers(sessions, through, states, rows, found, *args, **kw):
     "Answer all, those alike together; those with joined traces one by one"
-    out, kinds = [None]*len(rows), [*zip(through, map(_bare, sessions))]
+    out, kinds = [None]*len(rows), [*zip(through, map(_ladder_off, sessions))]
     for model, bare in {*kinds}:
         at = [i for i, k in enumerate(kinds) if k == (model, bare)]
         some = torch.cat([states[i:i+1] for i in at]), [rows[i] for i in at], [found[i] for i in at]
@@ -139,7 +139,7 @@ def ask(self:Session,
 
 @patch
 def _streamed(self:Session, question, through, state, row, found, epoch, remember, **kw):
-    with _as_asked(self.model, _bare(self)): pieces, answer = reading(through, found).stream(state, row, **kw), ''
+    with _as_asked(self.model, _ladder_off(self)): pieces, answer = reading(through, found).stream(state, row, **kw), ''
     with contextlib.closing(pieces):
         for piece in pieces:
             with self._alone(epoch): pass

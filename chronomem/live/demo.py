@@ -17,7 +17,7 @@ from ..backbone.reader import read_answers
 from ..learn.data import prose
 from ..learn.evaluate import interval
 from ..learn.life import KINDS, episodes
-from .ask import ChronoModel, _as_asked, _bare
+from .ask import ChronoModel, _as_asked, _ladder_off
 
 # %% ../../nbs/84_demo.ipynb #score
 def said(
@@ -205,7 +205,7 @@ def _arm(model, home, arm, known, by, least):
     with model.session(_TELLER, home, recall=arm) as s:
         if s.t < least: raise RuntimeError(f'{home}: expected a session of {least} inferences, found one of {s.t}')
         states, prompts, traces = zip(*(s.prompt(f.near) for f in known))
-    with _as_asked(model, _bare(s)): ok = _judge(model, known, torch.cat(states), prompts, traces, by)
+    with _as_asked(model, _ladder_off(s)): ok = _judge(model, known, torch.cat(states), prompts, traces, by)
     return ok, [any(f.told in t.text for t in found) for f, found in zip(known, traces)]
 
 # %% ../../nbs/84_demo.ipynb #ask-facts-all

@@ -14,7 +14,7 @@ from ..core import WallClock
 from .body import ChronoSystem, SystemConfig, SystemState
 from .journal import Journal, at_times, heard, named, told
 from .segments import stamp
-from .ask import _as_asked, _bare
+from .ask import _as_asked, _ladder_off
 from .teller import Teller
 from ..senses.m4 import M4Token
 from ..senses.sources import AudioFile, Source
@@ -40,7 +40,7 @@ def _notes(lines): return [Trace('', i, float(i), 'system', '', 0, text) for i, 
 @contextlib.contextmanager
 def _finding(session, notes):
     "Within, this session finds these notes, the most important one first, and as many as its model reads well"
-    with _as_asked(session.model, _bare(session)): most = session.top or session.model.shown()
+    with _as_asked(session.model, _ladder_off(session)): most = session.top or session.model.shown()
     session._find = lambda question, key: list(notes)[:most]
     try: yield session
     finally: del session._find
