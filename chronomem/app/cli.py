@@ -192,7 +192,7 @@ def _writable(path):
 def _load(model):
     "A model; one that is damaged is a mistake too"
     from transformers.utils import logging
-    from chronomem.live import memories   # which lists, finds and forgets
+    from chronomem.live import memories, think   # which list, find and forget; and keep what is thought
     from chronomem.live.repair import ChronoModel
     logging.disable_progress_bar()
     try: return ChronoModel.from_pretrained(model)

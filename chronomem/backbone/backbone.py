@@ -16,9 +16,10 @@ from fastcore.basics import patch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from transformers import AutoModelForCausalLM, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
-from ..core import Config, StateError, fingerprint, load_tensors, save_tensors
+from ..core import Config, StateError, fingerprint, generator, load_tensors, save_tensors
 from ..ladder.ladder import LadderConfig
 from ..ladder.recurrent import RecurrentMemory
+from ..ladder.thoughts import ThoughtsConfig, Thoughts, code_table, held
 from ..ladder.whole import LadderRules, make_ladder
 from ..ladder.writing import entropy
 
@@ -31,6 +32,7 @@ class MemoryConfig(Config):
     rules: LadderRules = field(default_factory=LadderRules)  # how the ladder writes, reads and is shaped
     n_mem: int = 2        # mem tokens appended to every prompt that is written
     gather: int = 0       # heads with which mem tokens look at the prompt's words once more; for frozen models
+    thoughts: ThoughtsConfig = field(default_factory=ThoughtsConfig)  # what is kept by will
     def validate(self):
         self.need('kind', self.kind in ('ladder', 'recurrent'), "'ladder' or 'recurrent'")
         self.need('n_mem', self.n_mem >= 1, 'at least 1')
@@ -200,6 +202,13 @@ def _examine(self):
         self._pads_new = self.pads and (self._told and usual or _generation_pads(self, emb, padded, mask, exact))
 
 # %% ../../nbs/50_backbone.ipynb #class
+@torch.no_grad()
+def _some_words(E, n=16384):
+    "Embeddings as the model makes them, of all tokens or a fixed sample of n"
+    V = E.weight.shape[0]
+    ids = torch.arange(V) if V <= n else torch.randperm(V, generator=generator(0, 'words'))[:n]
+    return E(ids.to(E.weight.device)).detach()
+
 class MemoryLM(nn.Module):
     "A Hugging Face causal LM with mem tokens, a memory, and soft tokens beside the prompt"
     def __init__(self,
@@ -221,6 +230,7 @@ class MemoryLM(nn.Module):
         if c.gather and self.width != self.d: raise ValueError(f'gather: expected 0, as hidden states are {self.width} wide and embeddings {self.d}; got {c.gather}')
         self.gather = Gather(self.d, c.n_mem, c.gather).to(dev) if c.gather else None
         for k, v in dict(centre=0., spread=1.).items(): self.register_buffer(k, torch.full((wrote,), v, device=dev))
+        self.thoughts = Thoughts(c.thoughts, _some_words(E))
     @property
     def bare(self):
         "The language model without its adapters' wrapper"
@@ -435,10 +445,43 @@ def logits(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
     return self.head(self.predict(ids, mask, soft, soft_mask))
 
 # %% ../../nbs/50_backbone.ipynb #step
+def _word_codes(self):
+    "Codes of all words, computed again when the embeddings changed"
+    E, code = self.lm.get_input_embeddings(), self.thoughts.code
+    seen = *((t.data_ptr(), t._version, t.device) if not hasattr(t, '__tensor_flatten__') else id(t) for t in (E.weight, code)),
+    if self.__dict__.get('_codes', (None,))[0] != seen: self.__dict__['_codes'] = seen, code_table(self.embed, E.weight.shape[0], code, self.thoughts.mean)
+    return self.__dict__['_codes'][1]
+
 @patch
 def recall(self:MemoryLM, state, ids, mask):
-    "What the memory shows to these prompts: soft tokens and their mask; a rule of reading that asks is told the question"
-    return self.memory.read(state, self.encode(ids, mask) if self.memory.asks else None)
+    "What the memory shows to these prompts: soft tokens and their mask, thoughts last; a rule of reading that asks is told the question"
+    soft = self.memory.read(state, self.encode(ids, mask) if self.memory.asks else None)
+    if state.thoughts is None or not held(state.thoughts).any(): return soft
+    return tuple(torch.cat(x, 1) for x in zip(soft, self.thoughts.read(state.thoughts, _word_codes(self), self.embed)))
+
+@patch
+def init(self:MemoryLM,
+    batch:int,
+    device=None  # None: where the weights are
+):
+    "A state of rows that remember nothing and have no thoughts"
+    state = self.memory.init(batch, device)
+    state.thoughts = self.thoughts.init(batch, device)
+    return state
+
+@patch
+@torch.no_grad()
+def think(self:MemoryLM,
+    state,      # of N rows, from `init`
+    ids,        # [N,L] what is thought
+    mask,       # [N,L], 1 where a token is live
+    about=None  # [N] keys, as from `about_key`
+):              # new state; clocks and rungs stay as they are
+    "Keep a thought in every row that has a live token"
+    self.check(ids, mask, torch.zeros(len(ids), dtype=torch.bool))
+    new = state.clone(recurse=False)
+    new.thoughts = self.thoughts.write(state.thoughts, self.embed(ids), mask, about)
+    return new
 
 @patch
 @torch.no_grad()
@@ -593,6 +636,7 @@ def _same(what, got, want):
 
 def _copy_into(mine, new):
     "Put what was stored where it belongs; the language model, which may be quantised, isn't loaded anew"
+    mine = {k: t for k, t in mine.items() if k in new or not k.startswith('thoughts.')}   # older files have none; they follow from the embeddings
     if odd := sorted(mine.keys() ^ new.keys()): raise StateError(f'memory.safetensors: expected the tensors of this memory, differs in {odd[:5]}')
     for k, t in mine.items():
         if t.shape != new[k].shape: raise StateError(f'memory.safetensors: expected {k} of shape {list(t.shape)}, got {list(new[k].shape)}')

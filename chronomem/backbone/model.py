@@ -382,6 +382,15 @@ def _one_each(kw):
 
 # %% ../../nbs/52_model.ipynb #answer
 @patch
+def room(self:ChronoModel,
+    state,          # [N] sessions' `LadderState`
+    max_new_tokens  # of an answer
+)->int:             # tokens
+    "Longest prompt that fits beside what the memory shows and what the answer needs"
+    thoughts = 0 if state.thoughts is None else int(state.thoughts['n'].sum(1).max())
+    return self.limit - self.soft - thoughts - max_new_tokens
+
+@patch
 def answer(self:ChronoModel,
     state,                 # [N] sessions' `LadderState`
     rows,                  # one prompt for each, as ids
@@ -392,7 +401,7 @@ def answer(self:ChronoModel,
 ) -> list:                 # one text for each
     "Answer each session's prompt from its memory, in one pass"
     if max_new_tokens < 1: raise ValueError(f'max_new_tokens: got {max_new_tokens}, expected at least 1')
-    n, room = max(map(len, rows)), self.limit - self.soft - max_new_tokens
+    n, room = max(map(len, rows)), self.room(state, max_new_tokens)
     if n > room: raise ValueError(f'prompt: got {n} tokens, expected at most {room}; ingest a long text first, then ask about it')
     kw = dict(do_sample=False, **dict(eos_token_id=self.stop) if self.stop else {}) | _one_each(kw)
     halt = [*kw.pop('stopping_criteria', []), _Halt(self, gone or threading.Event())]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEVER', 'read_layers', 'Reader', 'base_of', 'new_reader', 'reading', 'read_answers', 'Example', 'squad_examples',
-           'shown', 'learn_to_read']
+           'shown', 'adapt', 'learn_to_read']
 
 # %% ../../nbs/54_reader.ipynb #imports
 import contextlib, json, math, random, re, time
@@ -94,11 +94,12 @@ def fits(self:Reader,
 @contextlib.contextmanager
 def using(self:Reader,
     model:ChronoModel, # whose passes
-    check:bool=True    # look whether it fits
+    check:bool=True,   # look whether it fits
+    name:str='reader'  # whose weights they are; several names may act at once
 ):
     "Context in which this thread's passes through the model use the reader's weights"
     layers = self.fits(model) if check else read_layers(model.lm)
-    with added('reader', model.lm, layers, self.weights, self.scale): yield self
+    with added(name, model.lm, layers, self.weights, self.scale): yield self
 
 # %% ../../nbs/54_reader.ipynb #save
 @patch
@@ -126,11 +127,12 @@ def load(cls:Reader,
 
 @patch(cls_method=True)
 def find(cls:Reader,
-    model:ChronoModel
-):           # None: none that ships fits
-    "The reader that ships for this language model"
+    model:ChronoModel,
+    kind:str='reader' # or 'thoughts'
+):                    # None: none that ships fits
+    "What ships for reading with this language model"
     base = base_of(model)
-    for path in sorted(_asset('.').glob('reader-*')):
+    for path in sorted(_asset('.').glob(f'{kind}-*')):
         meta = load_tensors(path/'reader.safetensors', 'chronomem.reader')[1]
         if meta['fingerprint'] == base: return cls.load(path, model)
 
@@ -325,6 +327,37 @@ def _evaluating(model):
         finally:
             for p in was: p.requires_grad_(True)
 
+# %% ../../nbs/54_reader.ipynb #adapt
+def adapt(
+    model:ChronoModel, # whose passes it is for
+    reader:Reader,     # is changed in place
+    step,              # number of an update, from 1 → gradients by name, and a loss
+    recipe:dict,       # how it is made, as JSON; has `updates` and `rate`
+    minutes=None,      # end after so many; None: after all updates
+    checkpoint=None,   # a file, to go on from if there is one
+    every:int=25,      # updates between two checkpoints
+    progress=True,     # show a bar
+    title='reading'    # of the bar
+)->Reader:             # the same, with `losses`
+    "Teach a reader; an interrupt loses at most what came after the last checkpoint"
+    reader.fits(model)
+    adam, done, updates = _Adam(reader.weights), dict(step=0, seconds=0., losses=[], recipe=recipe), recipe['updates']
+    if checkpoint and Path(checkpoint).exists(): done = _load_learning(checkpoint, reader, adam)
+    if done['recipe'] != recipe: raise ValueError(f"checkpoint: {checkpoint} was made with {done['recipe']}, expected {recipe}")
+    with tqdm(total=updates, initial=done['step'], desc=title, disable=not progress) as bar:
+        while done['step'] < updates and not (minutes and done['seconds'] >= 60*minutes):
+            begun, n = time.monotonic(), done['step']+1
+            grads, loss = step(n)
+            part = max((n-1)/updates, done['seconds']/(60*minutes) if minutes else 0.)
+            adam.step(reader.weights, grads, n, _rate(recipe['rate'], part))
+            done |= dict(step=n, seconds=done['seconds'] + time.monotonic()-begun, losses=done['losses'] + [round(loss, 4)])
+            if checkpoint and (n % every == 0 or n == updates): _save_learning(checkpoint, reader, adam, done)
+            bar.update()
+            bar.set_postfix(loss=f"{sum(done['losses'][-25:])/len(done['losses'][-25:]):.3f}")
+    reader.losses = done.pop('losses')
+    reader.about = done | dict(bare=not model.trained)
+    return reader
+
 # %% ../../nbs/54_reader.ipynb #learn
 def learn_to_read(
     model:ChronoModel,        # stays as it is
@@ -347,22 +380,8 @@ def learn_to_read(
     if min(len(examples), 2*updates, 2*batch) < 2: raise ValueError(f'examples: got {len(examples)}, expected at least 2; updates and batch: got {updates} and {batch}, expected at least 1')
     recipe = dict(updates=updates, rate=rate, batch=batch, seed=seed, rank=rank, above=above, keep=keep, examples=len(examples), quote=quote)
     reader = new_reader(model, rank, seed=seed, above=above)
-    reader.fits(model)
-    adam, done = _Adam(reader.weights), dict(step=0, seconds=0., losses=[], recipe=recipe)
-    if checkpoint and Path(checkpoint).exists(): done = _load_learning(checkpoint, reader, adam)
-    if done['recipe'] != recipe: raise ValueError(f"checkpoint: {checkpoint} was made with {done['recipe']}, expected {recipe}")
     rows, others = [model.encode(model.chat(c)) for c in chats or ()], [s for e in examples for s in e.near] or [e.evidence for e in examples]
-    with tqdm(total=updates, initial=done['step'], desc='reading', disable=not progress) as bar:
-        while done['step'] < updates and not (minutes and done['seconds'] >= 60*minutes):
-            begun, n = time.monotonic(), done['step']+1
-            some = random.Random(f'{seed}/chat/{n}').sample(rows, min(batch, len(rows)))
-            grads, loss = _losses(model, reader, _draw(examples, others, batch, seed, n, quote), some, keep)
-            part = max((n-1)/updates, done['seconds']/(60*minutes) if minutes else 0.)
-            adam.step(reader.weights, grads, n, _rate(rate, part))
-            done |= dict(step=n, seconds=done['seconds'] + time.monotonic()-begun, losses=done['losses'] + [round(loss, 4)])
-            if checkpoint and (n % every == 0 or n == updates): _save_learning(checkpoint, reader, adam, done)
-            bar.update()
-            bar.set_postfix(loss=f"{sum(done['losses'][-25:])/len(done['losses'][-25:]):.3f}")
-    reader.losses = done.pop('losses')
-    reader.about = done | dict(bare=not model.trained)
-    return reader
+    def step(n):
+        some = random.Random(f'{seed}/chat/{n}').sample(rows, min(batch, len(rows)))
+        return _losses(model, reader, _draw(examples, others, batch, seed, n, quote), some, keep)
+    return adapt(model, reader, step, recipe, minutes, checkpoint, every, progress)

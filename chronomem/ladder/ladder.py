@@ -62,6 +62,7 @@ class LadderState:
     "What a ladder remembers for a batch of sessions"
     t: torch.Tensor    # Inferences each session has lived, [B]
     rungs: TensorDict  # Name -> latents `z` [B,S,D], inference of their last write `born` [B,S], -1: empty; and what rules add
+    thoughts: TensorDict = None  # What was kept by will, as `Thoughts` of room 28 writes it; no rung touches it
 
 @tensorclass
 class WriteLog:
@@ -72,7 +73,9 @@ class WriteLog:
     early: torch.Tensor # Whether that was a promotion's doing, not the clock's, [B,R]
 
 # %% ../../nbs/20_ladder.ipynb #blank
-def _packed(t, rungs): return LadderState(t=t, rungs=TensorDict({n: TensorDict(r, [len(t)]) for n, r in rungs.items()}, [len(t)]), batch_size=[len(t)])
+def _packed(t, rungs, thoughts=None):
+    held = TensorDict({n: TensorDict(r, [len(t)]) for n, r in rungs.items()}, [len(t)])
+    return LadderState(t=t, rungs=held, thoughts=thoughts, batch_size=[len(t)])
 
 def _blank(batch, shapes, device, fields=lambda s, d: {}):
     new = lambda s, d: dict(z=((s, d), 0.), born=((s,), -1), **fields(s, d))
@@ -268,7 +271,7 @@ def unpack(self:CadenceLadder, state):
     return state.t, [dict(state.rungs[n].items()) for n in self.rungs]
 
 @patch
-def pack(self:CadenceLadder, t, rungs): return _packed(t, dict(zip(self.rungs, rungs)))
+def pack(self:CadenceLadder, t, rungs, thoughts=None): return _packed(t, dict(zip(self.rungs, rungs)), thoughts)
 
 # %% ../../nbs/20_ladder.ipynb #step
 @patch
@@ -344,7 +347,7 @@ def scan(self:CadenceLadder,
         t, rungs, log = self.step(t, rungs, now, live[:, i], gate, None if hint is None else hint[:, i])
         logs.append(log)
     log = WriteLog(*(torch.stack(l, 1) for l in zip(*logs)), batch_size=list(live.shape))
-    return self.pack(t, rungs), log, [torch.stack(s, 1) for s in zip(*reads)]
+    return self.pack(t, rungs, state.thoughts), log, [torch.stack(s, 1) for s in zip(*reads)]
 
 # %% ../../nbs/20_ladder.ipynb #write
 @patch

@@ -69,4 +69,4 @@ def looked(
 ):
     "The state after a question that isn't written"
     t, rungs = ladder.unpack(state)
-    return ladder.pack(t, [ladder.reading.count(r, s, t, ladder.norm(h)) for r, s in zip(ladder.rungs.values(), rungs)])
+    return ladder.pack(t, [ladder.reading.count(r, s, t, ladder.norm(h)) for r, s in zip(ladder.rungs.values(), rungs)], state.thoughts)

@@ -37,7 +37,7 @@ def write(self:RecurrentMemory, state, h, live=None, gate='hard', hint=None):
     born = torch.where(live[:, None], state.t[:, None], state.rungs['tau1', 'born'])
     yes = live[:, None]
     log = WriteLog(p=yes.float(), open=yes, due=yes, early=torch.zeros_like(yes), batch_size=[len(h)])
-    return _packed(state.t+live, dict(tau1=dict(z=z, born=born))), log
+    return _packed(state.t+live, dict(tau1=dict(z=z, born=born)), state.thoughts), log
 
 # %% ../../nbs/26_recurrent.ipynb #rmt-read
 @patch

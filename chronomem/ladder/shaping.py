@@ -290,4 +290,4 @@ def refresh(self:Shaping,
     (t, rungs), out = ladder.unpack(state), []
     for i, (rung, s) in enumerate(zip(ladder.rungs.values(), rungs)):
         out.append(dict(s, z=self._again(i, rung, s, (old or self).decoders[i](s['z']), out, ladder.writing.extra)))
-    return ladder.pack(t, out)
+    return ladder.pack(t, out, state.thoughts)

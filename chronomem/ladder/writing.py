@@ -177,7 +177,7 @@ def collect(
         age = t[:, None]-s['born']
         s['born'] = s['born'].masked_fill((age > older*r.tau) & (s['reads'] < rarer*age), -1)
         s['z'] = s['z'].masked_fill((s['born'] < 0)[..., None], 0.)
-    return ladder.pack(t, rungs)
+    return ladder.pack(t, rungs, state.thoughts)
 
 # %% ../../nbs/21_writing.ipynb #reinforce
 def reinforce(

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from ..backbone.model import ChronoModel
 from ..backbone.notes import within
 from ..backbone.reader import read_answers, reading
+from ..backbone.thinking import has_thoughts, thinking
 from ..core import StateError
 from .ingest import NotKept, _hold, _live, _together
 from .session import Session
@@ -41,6 +42,13 @@ def _find(self:Session, question, key):
     meant = found and {*_TIME.findall(question)} & {*_TIME.findall(found[0].text)}   # a time that is named is no chance
     return within(found, self.budget) if meant or not self.least or self.stands_out(found) else []
 
+def _shown(s):
+    "The state that answers are made from: without rungs for recall='traces', without anything for 'none'"
+    if s.recall in ('ladder', 'both'): return s.state
+    state = s.model.lm.init(1)
+    if s.recall != 'none': state.thoughts = s.state.thoughts
+    return state
+
 @patch
 def prompts(self:ChronoModel,
     sessions,          # different sessions of this model
@@ -51,7 +59,7 @@ def prompts(self:ChronoModel,
     look = [s for s in sessions if s.recall in ('traces', 'both')]
     asked = [self._prompt(q) for q in questions]
     keys = dict(zip(map(id, look), self.dense([self.encode(str(q)) for s, q in zip(sessions, questions) if s in look])))
-    states = torch.cat([s.state if s.recall in ('ladder', 'both') else self.lm.memory.init(1) for s in sessions])
+    states = torch.cat([*map(_shown, sessions)])
     found = [s._find(str(q), keys[id(s)]) if s in look else [] for s, q in zip(sessions, questions)]
     both = [s._with_notes(str(q), row, f, max_new_tokens) for s, q, row, f in zip(sessions, questions, asked, found)]
     return states, [r for r, _ in both], [f for _, f in both]
@@ -60,7 +68,7 @@ def prompts(self:ChronoModel,
 @patch
 def _with_notes(self:Session, question, row, found, max_new_tokens):
     "A prompt with as many of the notes as the model's context holds"
-    room = self.model.limit-self.model.soft-max_new_tokens
+    room = self.model.room(_shown(self), max_new_tokens)
     while found:
         with _as_asked(self.model, _ladder_off(self)): noted = self.model.noted(question, found)
         if len(noted) <= room: return noted, found
@@ -84,11 +92,11 @@ def _through(session, question, found):
 
 def _answers(sessions, through, states, rows, found, *args, **kw):
     "Answer all, those alike together; those with joined traces one by one"
-    out, kinds = [None]*len(rows), [*zip(through, map(_ladder_off, sessions))]
-    for model, bare in {*kinds}:
-        at = [i for i, k in enumerate(kinds) if k == (model, bare)]
+    out, kinds = [None]*len(rows), [*zip(through, map(_ladder_off, sessions), has_thoughts(states).tolist())]
+    for model, bare, thinks in {*kinds}:
+        at = [i for i, k in enumerate(kinds) if k == (model, bare, thinks)]
         some = torch.cat([states[i:i+1] for i in at]), [rows[i] for i in at], [found[i] for i in at]
-        with _as_asked(model, bare): texts = read_answers(model, *some, *args, **kw)
+        with _as_asked(model, bare), thinking(sessions[0].model, some[0]): texts = read_answers(model, *some, *args, **kw)
         for i, t in zip(at, texts): out[i] = t
     return out
 
@@ -139,7 +147,7 @@ def ask(self:Session,
 
 @patch
 def _streamed(self:Session, question, through, state, row, found, epoch, remember, **kw):
-    with _as_asked(self.model, _ladder_off(self)): pieces, answer = reading(through, found).stream(state, row, **kw), ''
+    with _as_asked(self.model, _ladder_off(self)), thinking(self.model, state): pieces, answer = reading(through, found).stream(state, row, **kw), ''
     with contextlib.closing(pieces):
         for piece in pieces:
             with self._alone(epoch): pass

@@ -103,7 +103,7 @@ def _text_index(self:Session, log): return Texts(log, self.model.lm.width, self.
 
 @patch
 def _blank(self:Session):
-    self.state, self.writes, self._new = self.model.lm.memory.init(1), dict.fromkeys(self.model.lm.memory.shapes, 0), 0
+    self.state, self.writes, self._new = self.model.lm.init(1), dict.fromkeys(self.model.lm.memory.shapes, 0), 0
     self.stored.drop()
     if self.incognito and self.keep == 'texts': self._files.texts = self._text_index(RamLog())
 
@@ -239,6 +239,9 @@ def _read_state(self:Session):
     if not path.exists(): return False
     state, meta = load_state(path, LadderState, 'chronomem.session', self.model.fingerprint, True, self.state.t.device)
     if meta.get('owner') != self.owner: raise StateError(f'{path} is the state of another person or model: {_MEND}')
+    blank = self.model.lm.init(1)
+    if state.thoughts is None: state.thoughts = blank.thoughts   # of an older version
+    if state.thoughts.shape != blank.thoughts.shape or any(state.thoughts[k].shape != v.shape for k, v in blank.thoughts.items()): raise StateError(f'{path}: its thoughts have another shape than this model keeps: {_MEND}')
     self.state = state
     self.writes |= meta['writes']
     return True
@@ -436,5 +439,5 @@ def _on_disk(s):
 def stats(self:Session) -> dict:
     "Age, size and fill of a memory, and what is wrong with it"
     with self._alone():
-        life = dict(user=self.user, t=self.t, state_bytes=self.state.bytes(), filled=_fill(self.state), writes=dict(self.writes), unsaved=self._new)
+        life = dict(user=self.user, t=self.t, state_bytes=self.state.bytes(), filled=_fill(self.state), thoughts=int((self.state.thoughts['n'] > 0).sum()), writes=dict(self.writes), unsaved=self._new)
         return life | _on_disk(self) | dict(texts=len(self._texts) if self._texts is not None else 0, readable=self.keep == 'texts', recall=self.recall, retention=self.retention.to_dict(), incognito=self.incognito, problems=list(self.problems))
