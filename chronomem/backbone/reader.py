@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from .adapters import added, fresh_lora, layer_sizes
 from .backbone import MemoryLM, _backbone_weights
 from .families import family_of
-from .model import ChronoModel, _asset, _use
+from .model import BESIDE, ChronoModel, _asset, _use
 from .notes import LEAD, QUOTES
 from ..core import data_root, fingerprint as _hash, load_tensors, save_tensors
 from ..then.texts import Trace
@@ -124,6 +124,8 @@ def load(cls:Reader,
     reader = cls({k: v.float().to(device) for k, v in tensors.items()}, meta['fingerprint'], meta['scale'], meta['about'])
     if model: reader.fits(model)
     return reader
+
+BESIDE['reader'] = Reader.load   # a model that has one is saved and loaded with it
 
 @patch(cls_method=True)
 def find(cls:Reader,

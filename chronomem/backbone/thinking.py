@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 from .adapters import added
-from .model import ChronoModel, _use
+from .model import BESIDE, ChronoModel, _use
 from .reader import Reader, _evaluating, _reply, adapt, new_reader
 from ..ladder.thoughts import about_key, held
 
@@ -75,6 +75,8 @@ def choose(self:ChronoModel,
 # %% ../../nbs/56_thinking.ipynb #thinking
 ChronoModel.thought_reader = True  # a `Reader` that acts where thoughts are read; None: none; True: the one that ships
 
+BESIDE['thought_reader'] = Reader.load
+
 def has_thoughts(
     state  # of N rows
 )->torch.Tensor: # [N] bool
@@ -95,14 +97,14 @@ def thinking(
 @patch
 def says_yes(self:ChronoModel,
     states,    # of N rows
-    questions, # N texts
+    questions, # N texts, or ids of prompts
     batch:int=32
 )->torch.Tensor: # [N], P(yes)/(P(yes)+P(no))
     "How sure is it that the answer is yes?"
     yes, no = (_reply(self, w)[0] for w in ('Yes.', 'No.'))
     out = []
     for i in range(0, len(questions), batch):
-        ids, mask = self.pad([self.encode(self.chat(q)) for q in questions[i:i+batch]])
+        ids, mask = self.pad([self.encode(self.chat(q)) if isinstance(q, str) else q for q in questions[i:i+batch]])
         some = states[i:i+batch]
         with _use(self) as lm, thinking(self, some):
             last = lm.predict(ids, mask, *lm.recall(some, ids, mask))[:, -1]

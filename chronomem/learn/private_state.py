@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GAMES', 'material', 'is_held_out', 'Games', 'number', 'shows', 'spelled', 'word', 'described', 'thing', 'plan',
-           'press', 'draw', 'fits_letters', 'fits_properties', 'Outcome', 'hangman', 'twenty_questions', 'yes_sums']
+           'press', 'draw', 'fits_letters', 'fits_properties', 'Outcome', 'hangman', 'twenty_questions', 'play',
+           'yes_sums']
 
 # %% ../../nbs/77a_private_state.ipynb #imports
 import collections, functools, hashlib, json, random, re
@@ -84,10 +85,11 @@ def _number(g, rng, n, pool):
 def shows(
     word, letter
 )->str:
-    "What a hangman's host replies"
-    return 'Yes: ' + ' '.join(x if x == letter else '-' for x in word) + '.' if letter in word else 'No.'
+    "What a hangman's host replies: at which places the letter stands"
+    at = [str(i) for i, c in enumerate(word, 1) if c == letter]
+    return f'Yes, at {" and ".join(at)}.' if at else 'No.'
 
-def spelled(g, rng, word): return g.say(rng, 'word', 'thought', n=word, s=' '.join(word))
+def spelled(g, rng, word): return g.say(rng, 'word', 'thought', n=word, s=' '.join(f'{i} {c}' for i, c in enumerate(word, 1)))
 
 def word(g, rng):
     "A word of 4 to 9 letters"
@@ -200,37 +202,54 @@ def _first(text, known):
         if w in known: return w
     return (re.findall(r"[a-z0-9]+", text.lower()) or [''])[0]
 
-def _episode(g, rng, agent, kind, asked, known, fits, ask):
-    turns = [(x, agent.reply(ask(x))) for x in asked]
-    told = _first(agent.reveal(g.say(rng, kind, 'what')), known)
+def _episode(g, rng, kind, asked, known, fits, ask):
+    turns = []
+    for x in asked: turns.append((x, (yield 'reply', ask(x))))
+    told = _first((yield 'reveal', g.say(rng, kind, 'what')), known)
     others = [w for w in known if w != told and fits(w, turns)]
     some = [told, *rng.sample(others, min(4, len(others)))]
-    sure = agent.sure([g.say(rng, kind, 'is', k=k, a=_article(k or 'x')) for k in some])
-    return Outcome(turns, told, some, [float(p) for p in sure], bool(told) and told in known and fits(told, turns))
+    sure = yield 'sure', [g.say(rng, kind, 'is', k=k, a=_article(k or 'x')) for k in some]
+    return Outcome(turns, told, some, [float(p) for p in sure], told in known and fits(told, turns))
 
 def hangman(
     g:Games,      # whose words and phrasings
     rng,
-    agent,        # who keeps a word of them
     length:int,   # of the word, which is public
     turns:int=4
-)->Outcome:
+):                # a generator that returns an `Outcome`
     "Letters are guessed, then the published test"
     letters = rng.sample('etaoinsrhl', turns//2) + rng.sample('dcumfpgwybvkxjqz', turns-turns//2)   # with four frequent ones often a single word is left
     known = {w: 1 for w in material()['words'] if len(w) == length}   # also such as were learned with: to deny them is right
-    return _episode(g, rng, agent, 'word', letters, known, fits_letters, lambda c: g.say(rng, 'word', 'letter', c=c))
+    return _episode(g, rng, 'word', letters, known, fits_letters, lambda c: g.say(rng, 'word', 'letter', c=c))
 
-def twenty_questions(g, rng, agent, turns=4):
+def twenty_questions(g, rng, turns=4):
     "Properties are asked for, then the published test"
-    known = {t: 1 for t in g.things if t in g.table}
-    common = [p for p in {p: 1 for t in known for p in g.table[t]}]
-    return _episode(g, rng, agent, 'thing', rng.sample(common, turns), known, fits_properties, lambda p: g.say(rng, 'thing', 'has', p=p))
+    known = {t: 1 for t in material()['table']}
+    common = [*{p: 1 for t in known for p in material()['table'][t]}]
+    return _episode(g, rng, 'thing', rng.sample(common, turns), known, fits_properties, lambda p: g.say(rng, 'thing', 'has', p=p))
+
+# %% ../../nbs/77a_private_state.ipynb #play
+def play(
+    episodes,  # generators, one for each secret that the agents keep
+    agents     # has `reply`, `reveal` and `sure`
+)->list:       # `Outcome`s
+    "Play all episodes side by side"
+    out, wants = [None]*len(episodes), {i: next(e) for i, e in enumerate(episodes)}
+    while wants:
+        for kind in ('reply', 'reveal', 'sure'):
+            who = [i for i, (k, _) in wants.items() if k == kind]
+            got = getattr(agents, kind)(who, [wants[i][1] for i in who]) if who else ()
+            for i, x in zip(who, got):
+                try: wants[i] = episodes[i].send(x)
+                except StopIteration as e: out[i] = e.value; del wants[i]
+    return out
 
 # %% ../../nbs/77a_private_state.ipynb #sums
 def yes_sums(
     g:Games, rng,
-    agent,       # who keeps a number
+    n:int,       # lives
+    agents,      # who keep a number each
     top:int=10   # the largest
-)->list:         # probability of yes for 1 to top
+)->list:         # for each life the probability of yes for 1 to top
     "Guess every number, each in a branch that leaves no trace"
-    return [float(p) for p in agent.sure([g.say(rng, 'number', 'is', k=k) for k in range(1, top+1)])]
+    return agents.sure(range(n), [[g.say(rng, 'number', 'is', k=k) for k in range(1, top+1)] for _ in range(n)])

@@ -30,15 +30,24 @@ def stands_out(self:Session,
     found # as `memories` and `Texts.search` give them, best first
 )->bool:
     "Does the best one fit so well that it can't be chance?"
-    return bool(found) and found[0].score >= self._texts.reach(self.least)
+    if not found or found[0].score < self._texts.reach(self.least): return False
+    return found[0].gain is None or found[0].gain >= self.least
+
+def _judged(s, question, found):
+    "Traces by how far they stand out and by how likely each makes the question; the two together stand out as far as the first alone did"
+    if not found: return found
+    for f, g in zip(found, s.model.query_gain(question, [f.text for f in found]).tolist()): f.score, f.gain = (f.score + 2*g)/2**.5, g
+    return sorted(found, key=lambda f: -f.score)
 
 @patch
 def _find(self:Session, question, key):
     "The traces that fit a question, within the budget, best first"
     with self._alone(), _as_asked(self.model, _ladder_off(self)):
         if self._texts is None: return []
-        found = self._texts.search(torch.from_numpy(sparse(question)), key, self.top or self.model.shown())
+        n, judge = self.top or self.model.shown(), self.model.judges() if self.judge is None else self.judge
+        found = self._texts.search(torch.from_numpy(sparse(question)), key, max(n, judge))
     for f in found: f.text = self.model.spoken(f.ids)
+    found = _judged(self, question, found[:judge])[:n] + found[judge:n]
     meant = found and {*_TIME.findall(question)} & {*_TIME.findall(found[0].text)}   # a time that is named is no chance
     return within(found, self.budget) if meant or not self.least or self.stands_out(found) else []
 
@@ -87,7 +96,7 @@ def prompt(self:Session,
 # %% ../../nbs/82b_ask.ipynb #ask-batch
 def _through(session, question, found):
     "What reads a prompt: the model, or what joins these traces to it"
-    joins = found and session.way == 'joined' and session.recall == 'traces'
+    joins = found and session.way == 'joined' and session.recall == 'traces' and not has_thoughts(session.state).any()   # thoughts are soft tokens
     return session.stored.answering(str(question), found) if joins else session.model
 
 def _answers(sessions, through, states, rows, found, *args, **kw):
