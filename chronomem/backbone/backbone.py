@@ -483,6 +483,7 @@ def think(self:MemoryLM,
     new.thoughts = self.thoughts.write(state.thoughts, self.embed(ids), mask, about)
     return new
 
+# %% ../../nbs/50_backbone.ipynb #step-write
 @patch
 @torch.no_grad()
 def hint(self:MemoryLM, ids, mask):

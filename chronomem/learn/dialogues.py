@@ -65,6 +65,7 @@ def reply_losses(
             out.append((torch.zeros(len(k), device=loss.device).index_add(0, row, loss)/n).cpu())
     return torch.cat(out) if out else torch.zeros(0)
 
+# %% ../../nbs/77b_dialogues.ipynb #needed
 def _tries(said, i):
     "Earlier messages that may be what a reply rests on"
     earlier = [m for m in said[:i-1] if m['role'] == 'user']
@@ -135,6 +136,7 @@ class FitReport:
         lines = [f'{k:26} {a:.2f} with memory, {b:.2f} wiped ({n})' for k, (a, b, n) in self.table().items() if n]
         return '\n'.join([f'{self.examples} examples with {self.values} distinct values, {self.seconds/60:.1f} minutes', *lines])
 
+# %% ../../nbs/77b_dialogues.ipynb #answers
 def _answers(model, asked, batch=16, max_new_tokens=24):
     "What the model says to (question, notes) each"
     out = []
@@ -164,6 +166,7 @@ def _judge(model, reader, learned, held, seed=0):
     wiped = _answers(model, [(q, []) for q, _ in asked])
     return [(e, a, b, not values & {*value(e)}, phrasing(e) not in phrasings) for e, a, b in zip(held, with_, wiped)]
 
+# %% ../../nbs/77b_dialogues.ipynb #fit-fn
 @patch
 def fit(self:ChronoModel,
     dialogues,             # as from `read_dialogues`, or the paths of such files

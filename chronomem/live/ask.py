@@ -51,6 +51,7 @@ def _find(self:Session, question, key):
     meant = found and {*_TIME.findall(question)} & {*_TIME.findall(found[0].text)}   # a time that is named is no chance
     return within(found, self.budget) if meant or not self.least or self.stands_out(found) else []
 
+# %% ../../nbs/82b_ask.ipynb #recall-prompts
 def _shown(s):
     "The state that answers are made from: without rungs for recall='traces', without anything for 'none'"
     if s.recall in ('ladder', 'both'): return s.state

@@ -81,7 +81,7 @@ def answer(
     state, empty = torch.cat([p.state for p in people]), model.lm.memory.init(len(people))
     columns = dict(chronomem=probe(model, state, lives), wiped=probe(model, empty, lives), stateless=probe(model, empty, lives, base=True))
     results = {k: {c: [float(x) for x in interval(torch.tensor(v[k]))] for c, v in columns.items()} for k in KINDS}
-    out = dict(results=results, state_bytes=people[0].state.bytes(), age=people[0].t)
+    out = dict(results=results, state_bytes=people[0].stats()['state_bytes'], age=people[0].t)
     for p in people: p.close()
     return out
 

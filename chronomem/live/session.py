@@ -344,10 +344,17 @@ def _keep(self:Session, state, n, opened):
     writes = {name: had+k for (name, had), k in zip(self.writes.items(), opened)}
     self.state, self.writes, self._new = state, writes, self._new+n      # an interrupt finds all of it or nothing
 
+def _lean(state):
+    "A state without room for thoughts where there are none"
+    if (state.thoughts['n'] > 0).any(): return state
+    lean = state.clone(recurse=False)
+    lean.thoughts = None
+    return lean
+
 @patch
 def _save(self:Session, dir):  # a file
     meta = dict(kind='chronomem.session', format=2, fingerprint=self.model.fingerprint, owner=self.owner, t=self.t, writes=self.writes)
-    save_state(dir, self.state, meta, finite=True)
+    save_state(dir, _lean(self.state), meta, finite=True)
 
 @patch
 def save(self:Session):
@@ -441,5 +448,5 @@ def _on_disk(s):
 def stats(self:Session) -> dict:
     "Age, size and fill of a memory, and what is wrong with it"
     with self._alone():
-        life = dict(user=self.user, t=self.t, state_bytes=self.state.bytes(), filled=_fill(self.state), thoughts=int((self.state.thoughts['n'] > 0).sum()), writes=dict(self.writes), unsaved=self._new)
+        life = dict(user=self.user, t=self.t, state_bytes=_lean(self.state).bytes(), filled=_fill(self.state), thoughts=int((self.state.thoughts['n'] > 0).sum()), writes=dict(self.writes), unsaved=self._new)
         return life | _on_disk(self) | dict(texts=len(self._texts) if self._texts is not None else 0, readable=self.keep == 'texts', recall=self.recall, retention=self.retention.to_dict(), incognito=self.incognito, problems=list(self.problems))
