@@ -37,8 +37,8 @@ class Trace:
     position: int      # where in the source
     text: str = ''
     score: float = 0.  # how far above the others it was found; 0 if it wasn't searched for
-    gain: float|None = None # nats per token by which it makes the question likelier; None: nobody judged
     ids: list = field(default_factory=list, repr=False)
+    gain: float|None = None # nats per token by which it makes the question likelier; None: nobody judged
 
 # %% ../../nbs/46_texts.ipynb #source
 def _source(text):
