@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEVER', 'read_layers', 'Reader', 'base_of', 'new_reader', 'reading', 'read_answers', 'Example', 'squad_examples',
-           'shown', 'adapt', 'learn_to_read']
+           'shown', 'mean_losses', 'adapt', 'learn_to_read']
 
 # %% ../../nbs/54_reader.ipynb #imports
 import contextlib, json, math, random, re, time
@@ -256,13 +256,24 @@ def _noted(model, question, notes):
     return model.encode_chat([dict(role='user', content=QUOTES.format('\n'.join(f'- "{t.text}"' for t in traces), question))] if traces else model.notes(question, []), True)
 
 # %% ../../nbs/54_reader.ipynb #batch
-def _batch(model, pairs):
-    "Prompts and replies as ids, mask and labels"
-    rows = [(_noted(model, q, notes), _reply(model, a)) for q, notes, a in pairs]
-    ids, mask = model.pad([[*p, *r] for p, r in rows])
+def _replied(model, prompts, replies):
+    "Prompts, each with its reply, as ids, mask, and labels of the replies"
+    ids, mask = model.pad([[*p, *r] for p, r in zip(prompts, replies)])
     labels = torch.full_like(ids, -100)
-    for i, (_, r) in enumerate(rows): labels[i, -len(r):] = ids[i, -len(r):]
+    for i, r in enumerate(replies): labels[i, -len(r):] = ids[i, -len(r):]
     return ids, mask, labels
+
+def _batch(model, pairs):
+    "Questions with notes, each with its reply"
+    return _replied(model, [_noted(model, q, notes) for q, notes, _ in pairs], [_reply(model, a) for *_, a in pairs])
+
+def mean_losses(
+    k,    # [N,L] where there are labels, as `answers` of a `MemoryLM` gives it
+    loss  # the loss at each of them
+)->torch.Tensor: # [N] on the CPU
+    "Mean loss of each row"
+    row = k.nonzero()[:, 0]
+    return (torch.zeros(len(k), device=loss.device).index_add(0, row, loss)/torch.bincount(row, minlength=len(k))).cpu()
 
 def _draw(examples, others, batch, seed, step, quote=False, never=.2):
     "The examples of one update: the same for the same seed and step"

@@ -12,7 +12,7 @@ import torch
 from fastcore.basics import patch
 from .adapters import added
 from .model import BESIDE, ChronoModel, _use
-from .reader import Reader, _evaluating, _reply, adapt, new_reader
+from .reader import Reader, _evaluating, _replied, _reply, adapt, mean_losses, new_reader
 from ..ladder.thoughts import about_key, held
 
 # %% ../../nbs/56_thinking.ipynb #keep
@@ -42,19 +42,11 @@ def rate(self:ChronoModel,
     out, said = [], [_reply(self, r) for r in replies]
     for i in range(0, len(said), batch):
         some = said[i:i+batch]
-        ids, mask = self.pad([[*row, *r] for r in some])
-        labels = _labels(ids, some)
+        ids, mask, labels = _replied(self, [row]*len(some), some)
         with _use(self) as lm, thinking(self, state):
-            states = torch.cat([state]*len(some))
-            k, loss, _ = lm.answers(ids, mask, labels, *lm.recall(states, ids, mask))
-        at = k.nonzero()[:, 0]
-        out.append(-torch.zeros(len(some)).index_add(0, at.cpu(), loss.cpu())/torch.bincount(at, minlength=len(some)).cpu())
+            k, loss, _ = lm.answers(ids, mask, labels, *lm.recall(torch.cat([state]*len(some)), ids, mask))
+        out.append(-mean_losses(k, loss))
     return torch.cat(out)
-
-def _labels(ids, replies):
-    labels = torch.full_like(ids, -100)
-    for i, r in enumerate(replies): labels[i, -len(r):] = ids[i, -len(r):]
-    return labels
 
 @patch
 def choose(self:ChronoModel,
@@ -128,9 +120,9 @@ def _state_of(model, thoughts):
 
 def _thought_batch(model, examples):
     "Ids, mask, labels and soft tokens with their mask"
-    replies = [_reply(model, e.answer) for e in examples]
-    ids, mask = model.pad([[*model.encode(model.chat(e.question)), *r] for e, r in zip(examples, replies)])
-    return ids, mask, _labels(ids, replies), *model.lm.recall(_state_of(model, [e.thoughts for e in examples]), ids, mask)
+    prompts = [model.encode(model.chat(e.question)) for e in examples]
+    ids, mask, labels = _replied(model, prompts, [_reply(model, e.answer) for e in examples])
+    return ids, mask, labels, *model.lm.recall(_state_of(model, [e.thoughts for e in examples]), ids, mask)
 
 # %% ../../nbs/56_thinking.ipynb #losses
 def _own_words(model, examples):

@@ -7,13 +7,13 @@ __all__ = ['ROLES', 'read_dialogues', 'Needed', 'reply_losses', 'needed', 'value
            'made_up', 'sample_dialogues', 'write_dialogues']
 
 # %% ../../nbs/77b_dialogues.ipynb #imports
-import json, random, re, time
+import json, random, re
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 from fastcore.basics import patch
 from ..backbone.model import ChronoModel, _use
-from ..backbone.reader import Example, _batch, _noted, learn_to_read
+from ..backbone.reader import Example, _batch, _noted, learn_to_read, mean_losses
 from .private_state import is_held_out
 
 # %% ../../nbs/77b_dialogues.ipynb #read
@@ -59,10 +59,7 @@ def reply_losses(
     out = []
     with _use(model) as lm, lm.plain(brought=False):
         for i in range(0, len(asked), batch):
-            k, loss, _ = lm.answers(*_batch(model, asked[i:i+batch]))
-            row = k.nonzero()[:, 0]
-            n = torch.bincount(row, minlength=len(k))
-            out.append((torch.zeros(len(k), device=loss.device).index_add(0, row, loss)/n).cpu())
+            out.append(mean_losses(*lm.answers(*_batch(model, asked[i:i+batch]))[:2]))
     return torch.cat(out) if out else torch.zeros(0)
 
 # %% ../../nbs/77b_dialogues.ipynb #needed
