@@ -71,7 +71,7 @@ def _number(g, rng, n, pool):
     if what < .6:
         k = _guess(rng, n, far if far and rng.random() < .6 else near)
         return g.say(rng, 'number', 'is', k=k), _truth(k == n)
-    if what < .75: return g.say(rng, 'number', 'what'), f'{n}.'
+    if what < .75: return g.say(rng, 'number', 'what'), f'It is {n}.'
     if what < .9:
         k, up = rng.choice(near + far), rng.random() < .5
         return f'Is it {"greater" if up else "less"} than {k}?', _truth((n > k) == up)
@@ -79,7 +79,7 @@ def _number(g, rng, n, pool):
         even = rng.random() < .5
         return f'Is it {"even" if even else "odd"}?', _truth((n % 2 == 0) == even)
     k = rng.randint(1, 9)
-    return f'Add {k} to your number and say what you get.', f'{n+k}.'
+    return f'Add {k} to your number and say what you get.', f'That makes {n+k}.'
 
 # %% ../../nbs/77a_private_state.ipynb #word
 def shows(
@@ -107,8 +107,8 @@ def _word(g, rng, word):
     if what < .45:
         k = _guess(rng, word, [_like(g, rng, word)])
         return g.say(rng, 'word', 'is', k=k), _truth(k == word)
-    if what < .58: return g.say(rng, 'word', 'what'), f'{word}.'
-    if what > .95: return g.say(rng, 'word', 'length'), f'{len(word)}.'
+    if what < .58: return g.say(rng, 'word', 'what'), f'It is {word}.'
+    if what > .95: return g.say(rng, 'word', 'length'), f'It has {len(word)} letters.'
     c = rng.choice(word) if rng.random() < .6 else rng.choice('etaoinshrdlucmfwypvbgk')
     return g.say(rng, 'word', 'letter', c=c), shows(word, c)
 
@@ -126,7 +126,7 @@ def _thing(g, rng, thing, properties):
     if what < .45:
         k = _guess(rng, thing, [x for x in g.things if x != thing])
         return g.say(rng, 'thing', 'is', k=k, a=_article(k)), _truth(k == thing)
-    if what < .6: return g.say(rng, 'thing', 'what'), f'{_article(thing).capitalize()} {thing}.'
+    if what < .6: return g.say(rng, 'thing', 'what'), f'It is {_article(thing)} {thing}.'
     p = _guess(rng, rng.choice(properties), [x for x in g.properties if x not in properties], .5)
     return g.say(rng, 'thing', 'has', p=p), _truth(p in properties)
 
@@ -138,15 +138,15 @@ def plan(g, rng):
 
 def _plan(g, rng, s, i):
     q = rng.choice(('first', 'last', 'now', 'next'))
-    a = dict(first=s[0], last=s[2], now=s[i], next=s[i+1] if i < 2 else 'nothing, that was the last step')[q]
-    return g.say(rng, 'plan', q), a[0].upper() + a[1:] + '.'
+    a = dict(first=s[0], last=s[2], now=s[i], next=s[i+1] if i < 2 else '')[q]
+    return g.say(rng, 'plan', q), f'I {a}.' if a else 'Nothing, that was the last step.'
 
 def press(g, rng):
     "A key that is pressed to spell a name"
     n = rng.choice(g.names)
     i = rng.randrange(len(n))
     def ask():
-        if rng.random() < .3: return g.say(rng, 'press', 'what'), f'{n}.'
+        if rng.random() < .3: return g.say(rng, 'press', 'what'), f'I spell {n}.'
         return g.say(rng, 'press', 'why', c=n[i]), f'To spell {n}.'
     return g.say(rng, 'press', 'thought', n=n, c=n[i], s=n[:i] or '-'), ask
 

@@ -105,6 +105,9 @@ class Fact:
     answer: tuple  # Lower-case words; a right answer holds one of them
     options: tuple # Four short answers
     right: int     # Which of the four is right
+    beside: str = ''    # A later remark on the same thing, which doesn't change it
+    later: str = ''     # What corrects it, in words that don't name the old answer; '': it can't change
+    changed: tuple = () # The accepted words from then on
     def __post_init__(self):
         def need(name, ok, expected):
             if not ok: raise ValueError(f'fact {self.id!r}, {name}: got {getattr(self, name)!r}, expected {expected}')
@@ -114,7 +117,8 @@ class Fact:
         need('options', len(set(self.options)) == 4, 'four different ones')
         need('right', self.right in range(4), '0 to 3')
         need('options', [_holds(self.answer, o) for o in self.options] == [i == self.right for i in range(4)], 'accepted words in the right one, and in no other')
-        for k in ('ask', 'near'): need(k, not _holds(self.answer, getattr(self, k)), 'none of the accepted words')
+        for k in ('ask', 'near', 'beside', 'later'): need(k, not _holds(self.answer, getattr(self, k)), 'none of the accepted words')
+        need('changed', bool(self.later) == bool(self.changed) and (not self.later or _holds(self.changed, self.later)), 'words that stand in what corrects it')
 
 # %% ../../nbs/84_demo.ipynb #facts
 def facts(
@@ -122,7 +126,7 @@ def facts(
 ) -> list:         # Of `Fact`
     "What a person might tell, read from the package and checked"
     if split not in (None, *SPLITS): raise ValueError(f"split: got {split!r}, expected None, 'open' or 'sealed'")
-    found = [Fact(**f | dict(answer=tuple(f['answer']), options=tuple(f['options']))) for f in json.loads(_asset('facts.json').read_text(encoding='utf8'))]
+    found = [Fact(**f | dict(answer=tuple(f['answer']), options=tuple(f['options']), changed=tuple(f.get('changed', ())))) for f in json.loads(_asset('facts.json').read_text(encoding='utf8'))]
     if len({f.id for f in found}) < len(found): raise ValueError('facts.json: expected each id once')
     return [f for f in found if split in (None, f.split)]
 

@@ -20,7 +20,7 @@ def fork(self:Session,
     incognito:bool=False   # in memory only
 ) -> Session:
     "A second session with the same past, independent from now on"
-    kw = dict(clock=self.clock, save_every=self.save_every, retention=self.retention, wait=self.wait, keep=self.keep, recall=self.recall, budget=self.budget, top=self.top, least=self.least, judge=self.judge, way=self.way)
+    kw = dict(clock=self.clock, save_every=self.save_every, retention=self.retention, wait=self.wait, keep=self.keep, recall=self.recall, budget=self.budget, top=self.top, least=self.least, judge=self.judge, admit=self.admit, way=self.way)
     with self._alone():
         new = Session(self.model, user, self.home, incognito=True, **kw)
         new.state, new.writes = self.state.clone(), dict(self.writes)

@@ -77,11 +77,12 @@ class Session:
         top:int=None,             # at most so many of them; None: as many as the model reads well, 3, or 1 for small ones without training
         least:float=.5,           # how far the best must stand out: times the logarithm of the number of traces; 0: always show some
         judge:int=None,           # so many of the best the model looks at more closely; None: 10, or none for small models
+        admit:bool=True,          # say of what the person never told that it wasn't, instead of guessing; models too small to tell guess
         way:str='text'            # how traces come to the model: 'text', or 'joined' to its attention without being read again; the same with one trace, an approximation with several
     ):
         if model.lm.memory.wants_hint: raise ValueError("model: its ladder wants a hint of surprise (score='hint' or width), which traces don't keep; expected another score for sessions")
         self.keep, self.recall, self.budget, self.top, self.least = keep, _recall(model, keep, recall), budget, top, least
-        self.judge = judge
+        self.judge, self.admit = judge, admit
         self.way, self.stored = _way(model, self.recall, way), Recalled(model)
         self.model, self.user, self.home, self.incognito, self.clock = model, user, home_dir(home), incognito, clock or WallClock()
         self.save_every, self.retention, self.wait, self.dir = save_every, retention or Retention(), wait, memory_dir(self.home, user, model.name, create=False)
@@ -131,7 +132,7 @@ def _problem(self:Session, what):
 def session(self:ChronoModel,
     user:str,     # whose memory
     home=None,    # directory of all users
-    **kw          # for `Session`: incognito, clock, save_every, retention, wait, keep, recall, budget, top, least, judge, way
+    **kw          # for `Session`: incognito, clock, save_every, retention, wait, keep, recall, budget, top, least, judge, admit, way
 ) -> Session:
     "Open what a person left behind, or begin"
     return Session(self, user, home, **kw)
