@@ -12,6 +12,7 @@ import torch
 from fastcore.basics import patch
 from .adapters import added
 from .model import BESIDE, ChronoModel, _use
+from .notes import PASSAGE, SHORT
 from .reader import Reader, _evaluating, _replied, _reply, adapt, mean_losses, new_reader
 from ..ladder.thoughts import about_key, held
 
@@ -102,6 +103,23 @@ def says_yes(self:ChronoModel,
             last = lm.predict(ids, mask, *lm.recall(some, ids, mask))[:, -1]
             out.append(lm.head(last)[:, [yes, no]].softmax(-1)[:, 0])
     return torch.cat(out)
+
+# %% ../../nbs/56_thinking.ipynb #gain
+@patch
+def thoughts_gain(self:ChronoModel,
+    state,        # of one row
+    question:str
+)->float:         # nats per token of the question, as of `query_gain`
+    "By how much the thoughts make a question likelier"
+    if not has_thoughts(state).any(): return 0.
+    asked = self._spell(' '+question.strip(), False)[0]
+    ids, mask = self.pad([[*self.head, *self._spell(PASSAGE.format(''))[0], *asked]])
+    labels = ids.masked_fill(torch.arange(ids.shape[1], device=ids.device) < ids.shape[1]-len(asked), -100)
+    bare = self.lm.init(1)
+    bare.thoughts = state.thoughts
+    with _use(self) as lm, lm.plain(brought=False):
+        without, with_ = (lm.answers(ids, mask, labels, *lm.recall(s, ids, mask))[1].sum() for s in (lm.init(1), bare))
+    return float(without-with_)/max(len(asked), SHORT)
 
 # %% ../../nbs/56_thinking.ipynb #asked
 @dataclass(frozen=True)
