@@ -115,7 +115,7 @@ def prompt(self:Session,
     with self._alone(): states, rows, found = self.model.prompts([self], [question], max_new_tokens)
     return states, rows[0], found[0]
 
-# %% ../../nbs/82b_ask.ipynb #ask-batch
+# %% ../../nbs/82b_ask.ipynb #answers
 def _through(session, question, found):
     "What reads a prompt: the model, or what joins these traces to it"
     joins = found and session.way == 'joined' and session.recall == 'traces' and not has_thoughts(session.state).any()   # thoughts are soft tokens
@@ -138,6 +138,7 @@ def _answers(sessions, through, states, rows, found, *args, said=None, **kw):
         for i, t in zip(at, texts): out[i] = t
     return out
 
+# %% ../../nbs/82b_ask.ipynb #ask-batch
 @patch
 def ask_batch(self:ChronoModel,
     sessions,               # different sessions of this model
