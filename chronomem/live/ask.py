@@ -40,6 +40,10 @@ def _judged(s, question, found):
     for f, g in zip(found, s.model.query_gain(question, [f.text for f in found]).tolist()): f.score, f.gain = (f.score + 2*g)/2**.5, g
     return sorted(found, key=lambda f: -f.score)
 
+def _personal(s, question):
+    "Is it a question about the person?"
+    return isinstance(question, str) and s.model.about_person(question) > 1
+
 RIVAL, CLEAR = .75, 1.2  # of the best one's score; of the bar
 LOWER = .9   # of the bar, for questions about the person
 
@@ -61,7 +65,7 @@ def _find(self:Session, question, key):
     found = (_newest(self, _judged(self, question, found[:judge])) + found[judge:])[:n]
     meant = found and {*_TIME.findall(question)} & {*_TIME.findall(found[0].text)}   # a time that is named is no chance
     fits = meant or not self.least or self.stands_out(found)
-    if not fits and judge and self.stands_out(found, LOWER): fits = self.model.about_person(question) > 1
+    if not fits and judge and self.stands_out(found, LOWER): fits = _personal(self, question)
     return within(found, self.budget) if fits else []
 
 # %% ../../nbs/82b_ask.ipynb #recall-prompts
@@ -124,8 +128,7 @@ def _through(session, question, found):
 def _never_told(s, question, found):
     "Is this about the person, who told nothing of it?"
     guesses = not s.admit or s.recall != 'traces' or not s.least or not s.model.judges()
-    if found or guesses or not isinstance(question, str) or has_thoughts(s.state).any(): return False
-    return s.model.about_person(question) > 1
+    return not (found or guesses or has_thoughts(s.state).any()) and _personal(s, question)
 
 def _answers(sessions, through, states, rows, found, *args, said=None, **kw):
     "Answer all that isn't `said`, those alike together; those with joined traces one by one"
