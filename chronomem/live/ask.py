@@ -54,6 +54,7 @@ def _newest(s, found):
     first = max([f for f in found if f.role == 'user' and f.gain is not None and f.score >= bar and f.gain >= s.least], key=lambda f: (f.t, f.score), default=found[0])
     return sorted(found, key=lambda f: f is not first)
 
+# %% ../../nbs/82b_ask.ipynb #find
 @patch
 def _find(self:Session, question, key):
     "The traces that fit a question, within the budget, best first"
