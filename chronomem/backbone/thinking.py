@@ -113,13 +113,10 @@ def thoughts_gain(self:ChronoModel,
     "By how much the thoughts make a question likelier"
     if not has_thoughts(state).any(): return 0.
     asked = self._spell(' '+question.strip(), False)[0]
-    ids, mask = self.pad([[*self.head, *self._spell(PASSAGE.format(''))[0], *asked]])
-    labels = ids.masked_fill(torch.arange(ids.shape[1], device=ids.device) < ids.shape[1]-len(asked), -100)
-    bare = self.lm.init(1)
-    bare.thoughts = state.thoughts
-    with _use(self) as lm, lm.plain(brought=False):
-        without, with_ = (lm.answers(ids, mask, labels, *lm.recall(s, ids, mask))[1].sum() for s in (lm.init(1), bare))
-    return float(without-with_)/max(len(asked), SHORT)
+    thinks = self.lm.init(1)
+    thinks.thoughts = state.thoughts
+    without, with_ = (self._log_likelihood([self._spell(PASSAGE.format(''))[0]], asked, states=s) for s in (self.lm.init(1), thinks))
+    return float(with_-without)/max(len(asked), SHORT)
 
 # %% ../../nbs/56_thinking.ipynb #asked
 @dataclass(frozen=True)

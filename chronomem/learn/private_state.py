@@ -67,7 +67,9 @@ def number(
 
 def _number(g, rng, n, pool):
     what, far = rng.random(), [k for k in pool if k != n]
-    near = sorted((k for k in g.numbers if k != n), key=lambda k: abs(k-n))[:6]
+    others = [k for k in g.numbers if k != n]
+    alike = lambda k: str(k)[0] == str(n)[0] and len(str(k)) != len(str(n))   # 1 and 10
+    near = sorted(others, key=lambda k: (not alike(k), abs(k-n)))[:3] + sorted(others, key=lambda k: abs(k-n))[:6]
     if what < .6:
         k = _guess(rng, n, far if far and rng.random() < .6 else near)
         return g.say(rng, 'number', 'is', k=k), _truth(k == n)
@@ -89,7 +91,10 @@ def shows(
     at = [str(i) for i, c in enumerate(word, 1) if c == letter]
     return f'Yes, at {" and ".join(at)}.' if at else 'No.'
 
-def spelled(g, rng, word): return g.say(rng, 'word', 'thought', n=word, s=' '.join(f'{i} {c}' for i, c in enumerate(word, 1)))
+def spelled(g, rng, word):
+    "The thought of a word, with the places of each of its letters"
+    places = {c: ' and '.join(str(i) for i, x in enumerate(word, 1) if x == c) for c in word}
+    return g.say(rng, 'word', 'thought', n=word, s=' '.join(f'{c} {at}' for c, at in places.items()))
 
 def word(g, rng):
     "A word of 4 to 9 letters"
