@@ -16,7 +16,7 @@ def model():
 def quick(monkeypatch, model, request):
     "In this process the default model is loaded once"
     real = cli._load
-    monkeypatch.setattr(cli, '_load', lambda name: model if name == 'default' else real(name))
+    monkeypatch.setattr(cli, '_load', lambda name, encoder=None: model if name == 'default' and not encoder else real(name, encoder))
 
 @pytest.fixture
 def home(tmp_path, model):
@@ -398,6 +398,9 @@ def damaged(tmp_path_factory):
 @pytest.mark.parametrize('name', ['empty', 'cut', 'json', 'tokenizer', 'none'])
 def test_a_bad_model(name, damaged, capsys, home):
     for verb in (['chat'], ['repair', 'ada']): assert '--model: ' in mistake(capsys, *verb, '--home', home, '--model', damaged/name)
+
+def test_a_bad_encoder(damaged, capsys, home):
+    for name in ('nowhere', damaged/'empty'): assert '--encoder: ' in mistake(capsys, 'ask', 'what?', '--home', home, '--encoder', name)
 
 def test_a_demo_by_a_bad_model(damaged, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

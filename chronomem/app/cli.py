@@ -64,6 +64,7 @@ def _memory_arguments(v, asks=True):
     if not asks: return
     v.add_argument('--recall', choices=('none', 'ladder', 'traces', 'both'), help='what answers are made from (default: what the model does best with)')
     v.add_argument('--way', choices=('text', 'joined'), default='text', help='how texts come to the model: read again, or stored keys and values joined to its attention (default: text)')
+    v.add_argument('--encoder', metavar='NAME', help="a sentence encoder that helps to find: minilm, a folder, or a name on the hub (default: none)")
     v.add_argument('--budget', type=_count, default=256, help='tokens of recalled texts per question (default 256)')
     v.add_argument('--max-new-tokens', type=_count, default=64, help='longest answer (default 64)')
     v.add_argument('--sources', action='store_true', help='say which texts an answer rests on')
@@ -189,15 +190,19 @@ def _writable(path):
     return path
 
 # %% ../../nbs/92_cli.ipynb #asking
-def _load(model):
-    "A model; one that is damaged is a mistake too"
+def _load(model, encoder=None):
+    "A model, with a sentence encoder if one is named; one that is damaged is a mistake too"
     from transformers.utils import logging
+    from chronomem.backbone.encoder import load_encoder
     from chronomem.live import memories, think   # which list, find and forget; and keep what is thought
     from chronomem.live.repair import ChronoModel
     logging.disable_progress_bar()
-    try: return ChronoModel.from_pretrained(model)
+    try: m = ChronoModel.from_pretrained(model)
     except (ValueError, OSError, ImportError, RuntimeError) as e: raise ValueError(f'--model: {e}') from e
     except Exception as e: raise ValueError(f'--model: {model} could not be loaded ({type(e).__name__}: {e})') from e
+    try: m.encoder = load_encoder(encoder) if encoder else None
+    except (ValueError, OSError, ImportError, RuntimeError) as e: raise ValueError(f'--encoder: {e}') from e
+    return m
 
 def _session(a, m, home=None, **kw):
     "The session that the arguments ask for"
@@ -237,7 +242,7 @@ def _empty(home):
 def run_chat(a, read=input):
     "Talk until an empty line"
     home = None if a.incognito else _place(a.home)
-    m = _load(a.model)
+    m = _load(a.model, a.encoder)
     with _session(a, m, home, incognito=a.incognito) as s, _while('raise'):
         print(f'{a.user}, inference {s.t}, model {m.name}. An empty line ends; /help for more.')
         while line := _line(read, f'{Path(m.name).name}> '):
@@ -340,7 +345,7 @@ def _forget_here(s, id, read):
 def run_ask(a):
     "One question; the answer is all that goes to stdout"
     home = _place(a.home)
-    with _session(a, _load(a.model), home) as s, _while('wait'):
+    with _session(a, _load(a.model, a.encoder), home) as s, _while('wait'):
         with _while('raise'): answer, found = _answer(s, a.text, a.max_new_tokens, a.json)
         if answer is None: raise KeyboardInterrupt
         _remember(s, a.text, answer)

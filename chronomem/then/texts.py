@@ -39,6 +39,7 @@ class Trace:
     score: float = 0.  # how far above the others it was found; 0 if it wasn't searched for
     ids: list = field(default_factory=list, repr=False)
     gain: float|None = None # nats per token by which it makes the question likelier; None: nobody judged
+    cosine: float|None = None # with the question, by a sentence encoder; None: there is none
 
 # %% ../../nbs/46_texts.ipynb #source
 def _source(text):
