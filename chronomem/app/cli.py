@@ -228,7 +228,7 @@ def run_demo(a):
     with _while('raise'):
         with tempfile.TemporaryDirectory() as tmp, tqdm(total=a.inferences + a.facts*FACT_STEPS, unit='inference', desc='living', file=sys.stderr, disable=None) as bar:
             r = demo(a.model, home or tmp, a.episodes, a.inferences, a.seed, lambda row: bar.update(row.get('asked', 1)), a.facts)
-        print(json.dumps({k: r[k] for k in (*KEYS, *['facts']*('facts' in r))}) if a.json else table(r))
+        print(json.dumps({k: r[k] for k in (*KEYS, *(x for x in ('facts', 'secrets') if x in r))}) if a.json else table(r))
         report(r, path)
     if not a.json: print(f'report: {path}')
 

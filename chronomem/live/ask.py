@@ -55,6 +55,7 @@ def _judged(s, question, found):
     for f, g in zip(found, s.model.query_gain(question, [f.text for f in found]).tolist()): f.gain = g
     return _joined(found, [2*f.gain for f in found])
 
+# %% ../../nbs/82b_ask.ipynb #shows
 def _personal(s, question):
     "Is it a question about the person?"
     return s.model.about_person(str(question)) > 1

@@ -17,7 +17,10 @@ from ..backbone.reader import read_answers
 from ..learn.data import prose
 from ..learn.evaluate import interval
 from ..learn.life import KINDS, episodes
+from . import memories
 from .ask import ChronoModel, _as_asked, _ladder_off
+from .secrets import SECRETS, ask_secrets, can_keep_secrets, keep_secrets
+from ..then.keys import BM25
 
 # %% ../../nbs/84_demo.ipynb #score
 def said(
@@ -174,7 +177,7 @@ def rank(
 
 # %% ../../nbs/84_demo.ipynb #tell-facts
 SENTENCES, _TELLER = 300, 'demo-facts'
-FACT_STEPS = 40 + SENTENCES + 4*40  # told and asked, for a progress bar
+FACT_STEPS = 40 + SENTENCES + 5*40  # told and asked, for a progress bar
 
 def tell_facts(
     model,                   # ChronoModel
@@ -195,7 +198,7 @@ def tell_facts(
     return s
 
 # %% ../../nbs/84_demo.ipynb #ask-facts
-ARMS = ('none', 'ladder', 'traces', 'both')
+ARMS = ('none', 'usual', 'ladder', 'traces', 'both')
 
 def _judge(model, known, states, prompts, traces, by):
     "One bool per fact"
@@ -204,11 +207,20 @@ def _judge(model, known, states, prompts, traces, by):
     texts = [t for i in parts for t in read_answers(model, states[i:i+8], prompts[i:i+8], traces[i:i+8], max_new_tokens=24)]
     return [says(f, t) for f, t in zip(known, texts)]
 
+def _by_words(s, known):
+    "Prompts with the passage that BM25 finds, states without memory"
+    told = s.memories(n=10**6)
+    index = BM25([t.text for t in told])
+    for f in known:
+        scores = index.scores(f.near)
+        best = told[max(range(len(told)), key=scores.__getitem__)]
+        with _as_asked(s.model, True): yield s.model.lm.init(1), s.model.noted(f.near, [best]), [best]
+
 def _arm(model, home, arm, known, by, least):
     "Right or wrong, and found or not, for each fact"
-    with model.session(_TELLER, home, recall=arm) as s:
+    with model.session(_TELLER, home, recall='none' if arm == 'usual' else arm) as s:
         if s.t < least: raise RuntimeError(f'{home}: expected a session of {least} inferences, found one of {s.t}')
-        states, prompts, traces = zip(*(s.prompt(f.near) for f in known))
+        states, prompts, traces = zip(*(_by_words(s, known) if arm == 'usual' else (s.prompt(f.near) for f in known)))
     with _as_asked(model, _ladder_off(s)): ok = _judge(model, known, torch.cat(states), prompts, traces, by)
     return ok, [any(f.told in t.text for t in found) for f, found in zip(known, traces)]
 
@@ -226,7 +238,7 @@ def ask_facts(
     sentences:int=SENTENCES, # As told
     tell=lambda row: None    # Gets a dict after each arm
 ) -> dict:
-    "Open the session again and ask about each fact, in four arms"
+    "Open the session again and ask about each fact, in five arms"
     if by not in ('options', 'words'): raise ValueError(f"by: got {by!r}, expected 'options' or 'words'")
     known, least, arms = facts(split), len(facts())+sentences, {}
     for arm in ARMS:
@@ -254,11 +266,16 @@ def _read_on(model, people, seed):
     more = _prose(1, seed+1)
     while True: model.ingest_batch(people, [random.choice(more) for _ in people])
 
+def _told(model, home, seed):
+    "Facts that were told, and secrets that weren't"
+    kept = keep_secrets(model, home, seed=seed, sentences=_prose(1, seed)[:4]) if can_keep_secrets(model) else []
+    return [*kept, tell_facts(model, home, seed=seed, tell=_say)]
+
 def _phase(name, model, home, n, inferences, seed):
     m = _load(model)
     if name == 'answer': return _say(answer(m, home, episodes(n, seed), inferences))
-    if name == 'ask': return _say(ask_facts(m, home, 'options' if model == 'default' else 'words', tell=_say))
-    people = live(m, home, episodes(n, seed), inferences, seed, tell=_say) if name == 'live' else [tell_facts(m, home, seed=seed, tell=_say)]
+    if name == 'ask': return _say(ask_facts(m, home, 'options' if model == 'default' else 'words', tell=_say) | dict(secrets=ask_secrets(m, home, seed=seed) if can_keep_secrets(m) else None))
+    people = live(m, home, episodes(n, seed), inferences, seed, tell=_say) if name == 'live' else _told(m, home, seed)
     _read_on(m, people, seed)
 
 def phase(name:str, model:str, home:str, n:int, inferences:int, seed:int):
@@ -327,7 +344,7 @@ def demo(
     inferences:int=300,        # Sentences of prose between telling and asking
     seed:int=0,
     progress=lambda row: None, # Gets each progress report
-    facts:bool=True            # The second table too?
+    facts:bool=True            # The second and third table too?
 ) -> dict:                     # Results, and what the plots need
     "Live, kill, wake up, compare"
     if episodes < 1 or inferences < 1: raise ValueError(f'episodes and inferences: expected at least 1, got {episodes} and {inferences}')
@@ -337,6 +354,7 @@ def demo(
     second = {}
     if facts:
         _lived('tell', args, progress)
-        second = dict(facts=_woken('ask', args, progress))
+        asked = _woken('ask', args, progress)
+        second = dict(secrets=asked.pop('secrets', None), facts=asked)
     shape = dict(episodes=episodes, inferences=inferences, state_bytes=out['state_bytes'], seconds_per_inference=saved['seconds'], model=model)
     return dict(results=out['results'], **shape, rungs=saved['rungs'], wrote=[r['wrote'] for r in rows], recall={r['done']: r['recall'] for r in rows if r['recall']}, **second)
