@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from contextvars import copy_context
 from pathlib import Path
 from fastcore.basics import patch
-import chronomem.live.memories, chronomem.live.think
+import chronomem.live.memories, chronomem.live.prefer, chronomem.live.think
 from ..core import StateError
 from ..delta.delta import DeltaConfig
 from ..delta.learner import DeltaLearner
