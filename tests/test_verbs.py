@@ -17,7 +17,7 @@ def model():
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, model):
     "In this process the default model is loaded once"
-    monkeypatch.setattr(cli, '_load', lambda name: model)
+    monkeypatch.setattr(cli, '_load', lambda name, encoder=None: model)
 
 @pytest.fixture
 def home(tmp_path): return tmp_path/'home'

@@ -61,7 +61,7 @@ def _personal(s, question):
     return s.model.about_person(str(question)) > 1
 
 RIVAL, CLEAR = .75, 1.2  # of the best one's score; of the bar
-LOWER, HIGHER = .9, 1.5   # of the bar: for questions about the person; for those that are clearly none, if the passage was said in talk
+LOWER, HIGHER = .9, 1.25   # of the bar: for questions about the person; for those that are clearly none, if the passage was said in talk
 
 def _shows(s, question, found, judge):
     "Is what was found shown at all?"
