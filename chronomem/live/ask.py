@@ -60,7 +60,7 @@ def _personal(s, question):
     "Is it a question about the person?"
     return s.model.about_person(str(question)) > 1
 
-RIVAL, CLEAR = .75, 1.2  # of the best one's score; of the bar
+RIVAL, CLEAR = .75, 1.2  # of the best one's score and cosine; of the bar
 LOWER, HIGHER = .9, 1.25   # of the bar: for questions about the person; for those that are clearly none, if the passage was said in talk
 
 def _shows(s, question, found, judge):
@@ -77,7 +77,8 @@ def _newest(s, found):
     "First what the person said last, of all that fit nearly as well as the best: it may be a correction"
     if not found or found[0].gain is None: return found
     bar = max(RIVAL*found[0].score, CLEAR*s._texts.reach(s.least or .5))
-    first = max([f for f in found if f.role == 'user' and f.gain is not None and f.score >= bar and f.gain >= s.least], key=lambda f: (f.t, f.score), default=found[0])
+    rivals = [f for f in found if f.role == 'user' and f.gain is not None and f.score >= bar and f.gain >= s.least]
+    first = max([f for f in rivals if f.cosine is None or f.cosine >= RIVAL*found[0].cosine], key=lambda f: (f.t, f.score), default=found[0])
     return sorted(found, key=lambda f: f is not first)
 
 # %% ../../nbs/82b_ask.ipynb #find
