@@ -134,7 +134,7 @@ def cut_text(self:ChronoModel,
     row = row if isinstance(row, Row) else Row(row, [(0, len(row), '')])
     cut = passages(len(row), row.said, self._ends(row))
     texts = [self.spoken(row[a:b]) if b > a else '' for _, _, a, b, _ in cut]
-    asks = lambda text, role: answered and role == 'assistant' or role == 'user' and only_asks(text)
+    asks = lambda text, role: answered and (role == 'assistant' or text.endswith('?')) or role == 'user' and only_asks(text)
     return cut, texts, [bool(t) and not asks(t, c[-1]) for c, t in zip(cut, texts)]
 
 # %% ../../nbs/53_notes.ipynb #notes

@@ -16,7 +16,7 @@ from ..backbone.thinking import has_thoughts, thinking
 from ..core import StateError
 from .ingest import NotKept, _hold, _live, _together
 from .session import Session
-from ..then.keys import _TIME, sparse, standard
+from ..then.keys import _TIME, sparse, standard, words
 
 # %% ../../nbs/82b_ask.ipynb #recall
 def _ladder_off(s):
@@ -87,6 +87,11 @@ def _judges(self:Session):
     "How many passages the model looks at more closely; half as many where a sentence encoder has put them in order"
     return self.judge if self.judge is not None else self.model.judges()//(1 + bool(self.model.encoder))
 
+def _variant(text, question):
+    "Is it the question with another word in one place? 'Next letter: a.' doesn't answer 'Next letter: e.'"
+    a, b = words(text), words(question)
+    return len(a) == len(b) and sum(x != y for x, y in zip(a, b)) < 2
+
 @patch
 def _find(self:Session, question, key):
     "The traces that fit a question, within the budget, best first"
@@ -95,6 +100,7 @@ def _find(self:Session, question, key):
         n, judge = self.top or self.model.shown(), self._judges()
         found = self._texts.search(torch.from_numpy(sparse(question)), key, max(n, judge, COMPARED*bool(self.model.encoder)))
     for f in found: f.text = self.model.spoken(f.ids)
+    found = [f for f in found if not _variant(f.text, question)]
     if self.model.encoder: found = _compared(self, question, found)[:max(n, judge)]
     found = (_newest(self, _judged(self, question, found[:judge])) + found[judge:])[:n]
     return within(found, self.budget) if _shows(self, question, found, judge) else []
