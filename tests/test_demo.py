@@ -237,5 +237,5 @@ def test_the_newest_word_counts_and_what_was_never_told_is_admitted_smollm2():
         shown = lambda f: s.prompt(f.near)[2][0].text
         assert sum(shown(f) in f.later for f in told[:3]) >= 2 and sum(shown(f) in f.told for f in told[3:]) >= 2
         ask = lambda q: s.ask(q, 1, remember=False)
-        assert sum(ask(f.near) == NEVER for f in untold) >= 2   # of four; measured: .57 of forty
+        assert sum(ask(f.near) == NEVER for f in untold) >= 2   # of four; measured: .50 of forty
         assert NEVER not in [ask(q) for q in ('Why is the sky blue?', 'thanks')]

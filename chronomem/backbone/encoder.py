@@ -49,11 +49,11 @@ class SentenceEncoder:
         texts           # of str
     )->torch.Tensor:    # [N,width], unit length
         "Vectors of texts, those that are new embedded"
-        new = [t for t in dict.fromkeys(texts) if t not in self._known]
-        known = dict(zip(new, self.embed(new)))
-        out = torch.stack([known[t] if t in known else self._known[t] for t in texts]) if texts else self.embed([])
-        with self._door: self._known = dict([*self._known.items(), *known.items()][-self.keep:])
-        return out
+        known = self._known                     # another thread may put a new one in its place
+        new = [t for t in dict.fromkeys(texts) if t not in known]
+        fresh = dict(zip(new, self.embed(new)))
+        with self._door: self._known = dict([*self._known.items(), *fresh.items()][-self.keep:])
+        return torch.stack([fresh[t] if t in fresh else known[t] for t in texts]) if texts else self.embed([])
     def compare(self,
         question:str,
         texts           # passages
