@@ -9,8 +9,7 @@ __all__ = ['SECRETS', 'secret_things', 'can_keep_secrets', 'keep_secrets', 'ask_
 import random
 import torch
 from ..backbone.model import ChronoModel
-from ..backbone.reader import Reader
-from ..backbone.thinking import thinking
+from ..backbone.thinking import reader_of_thoughts, thinking
 from ..learn.evaluate import interval
 from ..learn.private_state import Games, described
 from . import think
@@ -30,7 +29,7 @@ def can_keep_secrets(
     model:ChronoModel
 )->bool:
     "Is there something that reads this model's thoughts?"
-    return Reader.find(model, 'thoughts') is not None
+    return reader_of_thoughts(model) is not None
 
 def keep_secrets(
     model:ChronoModel,
