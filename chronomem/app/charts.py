@@ -72,6 +72,7 @@ def sync_figure(run) -> go.Figure:
     z = [[r['sync'].get(n) for r in rows] for n in names]
     low = -1 if any((v or 0) < 0 for row in z for v in row) else 0
     f.add_heatmap(x=[r['t'] for r in rows], y=[n.replace('tau', 'τ') for n in names], z=z, zmin=low, zmax=1, colorscale='RdBu_r' if low else 'Purples', colorbar=dict(title='|r|' if not low else 's', thickness=12))
+    if rows and not names: f.add_annotation(text='one rung, so no pairs', showarrow=False)
     return _plain(f, f'Synchronization of {run.sync_name}', 'inference', '')
 
 # %% ../../nbs/90b_charts.ipynb #recall

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'CHAT', 'DEFAULT', 'MEMORY', 'train_tokenizer', 'small_llama', 'exchange', 'rows', 'lives', 'language',
-           'gist', 'nearest', 'echo', 'train_memory']
+           'gist', 'nearest', 'echo', 'first_rungs', 'train_memory']
 
 # %% ../../nbs/75_default_model.ipynb #imports
 import random
+from dataclasses import replace
 import torch, torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from ..backbone.backbone import MemoryConfig
+from ..backbone.backbone import MemoryConfig, MemoryLM
 from ..backbone.families import add_memory
 from ..ladder.ladder import LadderConfig
 from .data import books, prose, sentences
@@ -111,6 +112,21 @@ def echo(tokenizer, batch:int=32, split:str='train'):
         want = want[:, None].expand(soft.shape[:3])
         return nearest(soft[want >= 0], want[want >= 0], model.lm.get_input_embeddings().weight)
     return loss
+
+# %% ../../nbs/75_default_model.ipynb #first-rungs
+def first_rungs(
+    model:MemoryLM, # Its language model is used on, not copied
+    n:int           # Rungs to keep, fastest first
+) -> MemoryLM:
+    "The same memory without its slower rungs. Raises ValueError if it hasn't `n`"
+    c = model.config.ladder
+    if model.config.kind != 'ladder' or not 1 <= n <= len(c.taus): raise ValueError(f'n: got {n}, expected 1 to {len(c.taus)} of the rungs {c.taus} of a ladder')
+    shape = {k: getattr(c, k)[:n] for k in ('taus', 'dims', 'slots', 'phases')}
+    out = MemoryLM(model.lm, replace(model.config, ladder=replace(c, **shape)), model.prefix_cache).eval()
+    had = model.added()
+    with torch.no_grad():
+        for name, t in out.added().items(): t.copy_(had[name])
+    return out
 
 # %% ../../nbs/75_default_model.ipynb #memory-train
 MEMORY = TrainConfig(lengths=(0, 4, 16), updates=900, settle=200, lr=3e-3, body_lr=1.5e-3, hindsight=1., promote=.9, patience=12, warmup=20)
