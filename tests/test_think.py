@@ -6,7 +6,7 @@ import chronomem.live.learning   # noqa: F401, for session.think, fork, memories
 from chronomem.backbone.backbone import MemoryConfig
 from chronomem.backbone.families import tiny_lm
 from chronomem.backbone.model import ChronoModel, byte_tokenizer
-from chronomem.backbone.reader import Reader, new_reader
+from chronomem.backbone.reader import NEVER, Reader, new_reader
 from chronomem.backbone.thinking import Asked, learn_to_think, thinking
 from chronomem.core import StateError, load_tensors, save_tensors
 from chronomem.ladder.ladder import LadderConfig
@@ -41,6 +41,13 @@ def test_a_thought_changes_what_follows_and_none_changes_nothing(family):
     live = words[0][0][words[1][0]]
     E = m.lm.embed(torch.arange(258))
     assert m.spoken(torch.cdist(live.float(), E.float()).argmin(1).tolist()) == SECRETS[0][-16:].strip()
+
+def test_what_thoughts_say_nothing_about_was_never_told(model, monkeypatch):
+    gains = iter((.1, .9))
+    for name, f in dict(judges=lambda m: 2, about_person=lambda m, q: 5., thoughts_gain=lambda m, state, q: next(gains)).items(): monkeypatch.setattr(ChronoModel, name, f)
+    with model.session('dora', incognito=True, recall='traces') as s:
+        s.think('Hide my hat.', ['It is in the well.'])
+        assert [s.ask('Where is my hat?', 4, remember=False) == NEVER for _ in range(2)] == [True, False]
 
 def test_rows_without_thoughts_are_answered_as_if_alone(model, tmp_path):
     model.thought_reader = new_reader(model, 2, seed=1)

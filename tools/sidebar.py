@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BANDS = ['Foundations', 'Senses', 'Cadence ladder', 'Thought', 'Trace store', 'Backbone', 'Delta learner',
          'Training and evaluation', 'Living system', 'Applications']
+FRONT = ('index.ipynb', 'rooms.ipynb')
 MARK = re.compile(r'(?m)^(    contents:.*\n)(?:      .*\n)*')
 
 def notebooks(root=ROOT):
@@ -15,17 +16,18 @@ def notebooks(root=ROOT):
     return sorted(p.as_posix() for p in paths if not any(o[0] in '._' for o in p.parts))
 
 def section(path):
-    "The title of the section of a notebook; None for the front page"
+    "The title of the section of a notebook; None for the front pages"
     folder, _, name = path.rpartition('/')
     if folder: return folder.split('/')[0].replace('_', ' ').capitalize()
+    if name in FRONT: return None
     n = re.match(r'(\d)\d[a-z]?_', name)
-    return BANDS[int(n[1])] if n else None if name == 'index.ipynb' else 'More'
+    return BANDS[int(n[1])] if n else 'More'
 
 def contents(root=ROOT):
     "Sections with their notebooks"
     res = {}
     for p in notebooks(root): res.setdefault(section(p), []).append(p)
-    order = [None, *BANDS, 'More', 'Results', 'Tutorials']
+    order = [None, 'How to', *BANDS, 'More', 'Results', 'Tutorials']
     return sorted(res.items(), key=lambda o: order.index(o[0]) if o[0] in order else len(order))
 
 def render(root=ROOT):

@@ -85,6 +85,8 @@ WORLD = ("what's the tallest mountain in europe", 'Write me a haiku about trees.
          'It rained all day, so I stayed in.', 'What should I wear to a wedding?', 'how many feet in a mile', 'Who was the first king of Norway?', 'In what year did Mozart move to Vienna?')
 
 _ASKS = re.compile(r"[?？]|^\W*(?:(?:and|but|so|ok|hey|again)\W+)*(?:who|whose|whom|what|when|where|which|why|how|is|are|am|was|were|do|does|did|can|could|will|would|should|have|has|had)(?:\b|s\b|'s\b)", re.I)
+_MINE = re.compile(r"^\W*(?:(?:and|but|so|ok|hey|again)\W+)*(?:(?:who|what|when|where|which|whose|how (?:old|tall|long|big|many|much))\b.{0,30}?(?:\b(?:is|are|was|were)|'s|s) my\b"
+                   r"|(?:who|when|where|which|what|whose)(?: \w+){0,2} (?:did|have|was|am) i\b|where do i\b)", re.I)
 
 @patch
 def about_person(self:ChronoModel,
@@ -94,7 +96,7 @@ def about_person(self:ChronoModel,
     if not _ASKS.search(question): return float('-inf')
     lists = [self._spell(''.join(f'- {q}\n' for q in some) + '-')[0] for some in (OWN, WORLD)]
     own, world = self._log_likelihood(lists, self._spell(f' {question.strip()}\n', False)[0]).tolist()
-    return own-world
+    return max(own-world, 2.) if _MINE.search(question) else own-world
 
 # %% ../../nbs/53_notes.ipynb #records
 @patch

@@ -113,7 +113,7 @@ def _shown(s):
     if s.recall != 'none': state.thoughts = s.state.thoughts
     return state
 
-MARGIN = .4  # nats per token by which a passage must be ahead of thoughts
+MARGIN = .4  # nats per token by which a passage must be ahead of thoughts, and thoughts of none for a question to be about them
 
 def _left_to_thoughts(s, question, found):
     "Is it about what was thought, more than about the best passage?"
@@ -165,7 +165,7 @@ def _through(session, question, found):
 def _never_told(s, question, found):
     "Is this about the person, who told nothing of it?"
     guesses = not s.admit or s.recall != 'traces' or not s.least or not s.model.judges()
-    return not (found or guesses or has_thoughts(s.state).any()) and _personal(s, question)
+    return not (found or guesses) and _personal(s, question) and s.model.thoughts_gain(s.state, question) < MARGIN
 
 def _answers(sessions, through, states, rows, found, *args, said=None, **kw):
     "Answer all that isn't `said`, those alike together; those with joined traces one by one"
