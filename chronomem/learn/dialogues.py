@@ -9,9 +9,11 @@ __all__ = ['ROLES', 'read_dialogues', 'Needed', 'reply_losses', 'needed', 'value
 # %% ../../nbs/77b_dialogues.ipynb #imports
 import json, random, re
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 import torch
 from fastcore.basics import patch
+from tqdm.auto import trange
 from ..backbone.model import ChronoModel, _use
 from ..backbone.reader import Example, _batch, _noted, learn_to_read, mean_losses
 from .private_state import is_held_out
@@ -47,18 +49,19 @@ def read_dialogues(
 class Needed(Example):
     "An example, and where it comes from"
     dialogue: int = 0   # number of the dialogue
-    gain: float = 0.    # nats per token that the evidence gains
+    gain: float = nan   # nats per token that the evidence gains; nan where it alone was marked, and nothing was compared
 
 @torch.no_grad()
 def reply_losses(
     model:ChronoModel,
     asked,          # (question, notes, reply) each
-    batch:int=16
+    batch:int=16,
+    progress=False  # show a bar
 )->torch.Tensor:    # [n]
     "Mean cross-entropy of each reply, nats per token"
     out = []
     with _use(model) as lm, lm.plain(brought=False):
-        for i in range(0, len(asked), batch):
+        for i in trange(0, len(asked), batch, desc='comparing', disable=not progress):
             out.append(mean_losses(*lm.answers(*_batch(model, asked[i:i+batch]))[:2]))
     return torch.cat(out) if out else torch.zeros(0)
 
@@ -71,7 +74,8 @@ def _tries(said, i):
 def needed(
     model:ChronoModel, # which compares
     dialogues,         # as from `read_dialogues`
-    least:float=.2     # nats per token that evidence must gain, where nothing is marked
+    least:float=.2,    # nats per token that evidence must gain, where nothing is marked
+    progress=False     # show a bar
 )->list:               # `Needed`s
     "The replies that need what was said before, and what they need"
     asked, places = [], []
@@ -81,11 +85,12 @@ def needed(
             tries, marked = _tries(said, i)
             if not tries: continue
             q, y = said[i-1]['content'], m['content']
-            places.append((k, q, y, tries, marked, len(asked)))
-            asked += [(q, [], y), *((q, [t], y) for t in tries)]
-    losses, out = reply_losses(model, asked).tolist(), []
+            sure = marked and len(tries) == 1
+            places.append((k, q, y, tries, marked, None if sure else len(asked)))
+            if not sure: asked += [(q, [], y), *((q, [t], y) for t in tries)]
+    losses, out = reply_losses(model, asked, progress=progress).tolist(), []
     for k, q, y, tries, marked, at in places:
-        gains = [losses[at]-x for x in losses[at+1:at+1+len(tries)]]
+        gains = [nan] if at is None else [losses[at]-x for x in losses[at+1:at+1+len(tries)]]
         best = max(range(len(tries)), key=gains.__getitem__)
         near = tuple(m['content'] for m in dialogues[k] if m['role'] == 'user' and m['content'] not in (tries[best], q))
         if marked or gains[best] >= least: out.append(Needed(q, tries[best], y, near, k, gains[best]))
@@ -192,7 +197,7 @@ def fit(self:ChronoModel,
     "Learn to answer from memory as these dialogues do; the model has the reader afterwards"
     if isinstance(dialogues, (str, Path)): dialogues = [dialogues]
     if all(isinstance(d, (str, Path)) for d in dialogues): dialogues = read_dialogues(*dialogues)
-    learn, hold = ([e for e in needed(self, some) if value(e)] for some in _split(dialogues))
+    learn, hold = ([e for e in needed(self, some, progress=progress) if value(e)] for some in _split(dialogues))
     if len(learn) < 2: raise ValueError(f'dialogues: got {len(learn)} replies that need what was said before, expected at least 2; of {len(dialogues)} dialogues')
     reader = learn_to_read(self, learn, minutes, updates, rate, batch, seed, rank, quote=False, above=above, checkpoint=checkpoint, progress=progress)
     self.reader = reader
