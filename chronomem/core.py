@@ -177,7 +177,9 @@ def seed_all(
     seed:int  # Any whole number >= 0
 ):
     "Seed Python, numpy and torch"
-    random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed % 2**63)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed % 2**63)
 
 def generator(
     seed:int,  # The run's seed
@@ -220,7 +222,8 @@ def atomic_write(
     fd, beside = tempfile.mkstemp(prefix='.tmp-', dir=path.parent)
     try:
         with os.fdopen(fd, 'wb') as f:
-            f.write(data); f.flush()
+            f.write(data)
+            f.flush()
             _private(fd, beside, mode)
             os.fsync(fd)
         os.replace(beside, path)
@@ -251,7 +254,9 @@ def load(cls:Config,
 _MARK, _ZEROS, _MAX_HEADER = b'{\\"sha256\\":\\"', b'0'*64, 1 << 24
 
 def _digest(raw, i):
-    h = hashlib.sha256(memoryview(raw)[:i]); h.update(_ZEROS); h.update(memoryview(raw)[i+64:])
+    h = hashlib.sha256(memoryview(raw)[:i])
+    h.update(_ZEROS)
+    h.update(memoryview(raw)[i+64:])
     return h.hexdigest().encode()
 
 def _checked(raw):
@@ -311,7 +316,9 @@ def load_tensors(
 ) -> tuple:                     # (name -> tensor on the CPU, meta)
     "Read a state file, or say exactly why not"
     raw = _read(path)
-    try: meta = _checked(raw); tensors = dict(sorted(_st_load(raw).items()))
+    try:
+        meta = _checked(raw)
+        tensors = dict(sorted(_st_load(raw).items()))
     except Exception as e:
         raise StateError(f'{path} is not a whole state file ({e}): restore it from a copy, or delete it to begin afresh') from e
     for k, want in dict(kind=kind, fingerprint=fingerprint).items():
@@ -437,7 +444,9 @@ def acquire(self:DirLock,
     except Timeout: raise StateError(f'{self.path} is in use by another session or process: close it first') from None
     _HELD.add(self)
     try: self._clean()
-    except BaseException: self.release(); raise
+    except BaseException:
+        self.release()
+        raise
     return self
 
 @patch

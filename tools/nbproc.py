@@ -14,7 +14,8 @@ def own_index():
     def load():
         ns = {}
         exec((lib/'_modidx.py').read_text(encoding='utf-8'), ns)
-        return ns['d']
+        public = lambda names: {k: v for k, v in names.items() if not k.rpartition('.')[2].startswith('_')}   # others have no place on a page
+        return ns['d'] | dict(syms={m: public(names) for m, names in ns['d']['syms'].items()})
     own = SimpleNamespace(name=lib.name, dist=SimpleNamespace(name=lib.name), load=load)
     nbdev.doclinks.entry_points = lambda group: [o for o in found(group=group) if o.name != lib.name] + [own]
     nbdev.doclinks._build_lookup_table.cache_clear()

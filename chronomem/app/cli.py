@@ -149,7 +149,9 @@ def _go_on():
 def _stoppable(verb, own, kept=''):
     "Signals of a process that is ours; those it was told to ignore stay ignored"
     _stop.verb, _stop.kept, _stop.signal, _stop.times = verb, kept, 0, 0
-    if not own or threading.current_thread() is not threading.main_thread(): yield; return
+    if not own or threading.current_thread() is not threading.main_thread():
+        yield
+        return
     for n in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(n) != signal.SIG_IGN: signal.signal(n, _stop)
     _stop.mode = 'now'   # and so it stays until the process has ended
@@ -214,7 +216,9 @@ def _sure(question, yes):
     if sys.stdin is None or not sys.stdin.isatty(): raise ValueError(f'{question} There is no terminal to ask at; --yes goes on without asking')
     with _while('raise'):
         try: return input(f'{question} [y/N] ').strip().lower() in ('y', 'yes')
-        except EOFError: print(); return False
+        except EOFError:
+            print()
+            return False
 
 # %% ../../nbs/92_cli.ipynb #demo
 KEYS = ('results', 'episodes', 'inferences', 'state_bytes', 'seconds_per_inference', 'model')
@@ -251,7 +255,9 @@ def run_chat(a, read=input):
 
 def _line(read, prompt):
     try: return read(prompt).strip()
-    except EOFError: print(); return ''
+    except EOFError:
+        print()
+        return ''
 
 # %% ../../nbs/92_cli.ipynb #reply
 def _answer(s, question, n, quiet=False):
@@ -277,7 +283,10 @@ def _remember(s, question, answer):
 def _reply(s, line, a):
     "A turn of the chat"
     answer, found = _answer(s, line, a.max_new_tokens)
-    if answer is None: _go_on(); _tell('stopped; this is not remembered'); return
+    if answer is None:
+        _go_on()
+        _tell('stopped; this is not remembered')
+        return
     if a.sources: _rests(found, sys.stdout)
     with _while('wait'): _remember(s, line, answer)
     _go_on()
@@ -307,13 +316,17 @@ def _command(s, line, read, a):
     if name == '/stats': print(json.dumps(s.stats(), indent=2, default=str))
     elif name == '/wipe': _wipe_here(s, read)
     elif name == '/tell' and rest: _wrote(s, rest)
-    elif name == '/sources': a.sources = not a.sources; print('sources are', 'shown' if a.sources else 'not shown')
+    elif name == '/sources':
+        a.sources = not a.sources
+        print('sources are', 'shown' if a.sources else 'not shown')
     elif name == '/memories': _memories_here(s, rest or None)
     elif name == '/forget' and rest: _forget_here(s, rest, read)
     else: print(HELP)
 
 def _wipe_here(s, read):
-    if _line(read, f'forget {_name(s.user)}? [y/N] ').lower() not in ('y', 'yes'): print('not forgotten'); return
+    if _line(read, f'forget {_name(s.user)}? [y/N] ').lower() not in ('y', 'yes'):
+        print('not forgotten')
+        return
     with _while('wait'): gone = s.wipe()
     print(f'forgotten: {gone.t} inferences, {gone.files} files, {gone.bytes:,} bytes')
     _go_on()
@@ -337,7 +350,9 @@ def _forget_here(s, id, read):
     print(told(s, gone[0]))
     if twins: print('the very same is also kept as', ', '.join(twins))
     way = None if exact else _line(read, 'not all that was told is kept, so the latents hold it. Make them anew from what remains (rest), or empty them (empty)? [rest/empty/N] ')
-    if way not in (None, 'rest', 'empty') or exact and _line(read, 'forget it? [y/N] ').lower() not in ('y', 'yes'): print('not forgotten'); return
+    if way not in (None, 'rest', 'empty') or exact and _line(read, 'forget it? [y/N] ').lower() not in ('y', 'yes'):
+        print('not forgotten')
+        return
     with _while('wait'): print(forgot(s, {id}, way, True))
     _go_on()
 
@@ -420,7 +435,9 @@ def _forget(home, yes):
     with _while('wait'): gone = wipe_listener(home)
     print(f'forgotten: {gone.files} files, {gone.bytes:,} bytes')
 
-def _no(): print('nothing was changed'); return 1
+def _no():
+    print('nothing was changed')
+    return 1
 
 # %% ../../nbs/92_cli.ipynb #rest
 def _name(text): return '?' if text is None else text if text.isprintable() else repr(text)
@@ -518,7 +535,9 @@ def run_repair(a):
     home = _place(a.home)
     m = _load(a.model)
     r = m.repair(a.user, home, dry=True)
-    if not r: print(f'{_name(a.user)}: nothing is wrong; {r.t:,} inferences'); return
+    if not r:
+        print(f'{_name(a.user)}: nothing is wrong; {r.t:,} inferences')
+        return
     for title, lines in (('found', r.found), ('given up', r.given_up or ['nothing'])):
         for l in lines: print(f'{title}: {l}')
     if a.dry_run: return
@@ -549,9 +568,15 @@ def _run(a, run):
         code = run(a)
         sys.stdout.flush()
         return code or 0
-    except KeyboardInterrupt: print(_stop.words, file=sys.stderr); return _stop.code
-    except BrokenPipeError: _no_reader(); return 141
-    except (ValueError, OSError, ImportError, RuntimeError) as e: _tell(e); return 2
+    except KeyboardInterrupt:
+        print(_stop.words, file=sys.stderr)
+        return _stop.code
+    except BrokenPipeError:
+        _no_reader()
+        return 141
+    except (ValueError, OSError, ImportError, RuntimeError) as e:
+        _tell(e)
+        return 2
 
 def main(
     argv=None,       # arguments; None: those of the process, whose signals are handled then

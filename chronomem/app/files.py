@@ -131,11 +131,15 @@ def texts(
     skip      # is told (line, why)
 ):            # yields `Text`s
     "What a file says, text by text"
-    if kind == 'text': yield from (Text(l, role, t) for line, p in paragraphs(text) for l, t in _parts(line, p)); return
+    if kind == 'text':
+        yield from (Text(l, role, t) for line, p in paragraphs(text) for l, t in _parts(line, p))
+        return
     for i, line in enumerate(text.split('\n'), 1):
         if not line.strip(): continue
         try: messages = _line_of_chat(line)
-        except Unread as e: skip(i, str(e)); continue
+        except Unread as e:
+            skip(i, str(e))
+            continue
         for m in messages:
             try: who, said = _content(m)
             except Unread as e: skip(i, str(e))

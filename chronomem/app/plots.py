@@ -69,7 +69,9 @@ def writes(result:dict) -> go.Figure:
     f = go.Figure()
     for i, n in enumerate(result['rungs']):
         total, y = 0., []
-        for w in result['wrote']: total += w[i]; y.append(total)
+        for w in result['wrote']:
+            total += w[i]
+            y.append(total)
         f.add_scatter(x=list(range(1, len(y)+1)), y=y, name=n.replace('tau', 'τ = '))
     return f.update_layout(title='Writes per session', xaxis_title='sentence of prose', yaxis_title='writes so far', height=340)
 

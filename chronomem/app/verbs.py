@@ -85,8 +85,12 @@ class Ingest:
 def _live(run, f, x, resumes):
     "A text is lived, unless it was before"
     try: row = run.s.model._row(x.text, x.role)
-    except ValueError as e: run.skip(f.name, str(e), x.line); return
-    if resumes and run.s.keep == 'texts' and run.known(f.name, row): run.before += 1; return
+    except ValueError as e:
+        run.skip(f.name, str(e), x.line)
+        return
+    if resumes and run.s.keep == 'texts' and run.known(f.name, row):
+        run.before += 1
+        return
     with _while('wait'): run.s.ingest(x.text, x.role, f.name, x.line)
     run.texts += 1
 
@@ -101,12 +105,16 @@ def _done(run, entry):
 def _file(run, f):
     "Ingest a file, or what is left of it"
     entry = run.progress.of(f.path, run.role) if f.path else dict(done=0, t=None, whole=False)
-    if entry['whole']: run.unchanged += 1; return
+    if entry['whole']:
+        run.unchanged += 1
+        return
     done, latents, n = _done(run, entry), run.s.keep == 'latents', 0
     with _while('raise'): text = read(f.path)              # stdin may keep us waiting
     for n, x in enumerate(texts(text, f.kind or _sniffed(text), run.role, lambda line, why: run.skip(f.name, why, line)), 1):
         _stopped()
-        if n <= done: run.before += 1; continue
+        if n <= done:
+            run.before += 1
+            continue
         if f.path and latents: run.progress.put(f.path, entry | dict(done=n-1, t=run.s.t))
         _live(run, f, x, f.path)
         run.bar.update(len(x.text))
@@ -138,7 +146,9 @@ def run_ingest(a):
             try: _all(run, found, alone=a.source == '-' or not Path(a.source).expanduser().is_dir())
             except KeyboardInterrupt: stopped = True
             finally: run.progress.write()
-        if stopped: _tell(_counted(run.counts())); raise KeyboardInterrupt
+        if stopped:
+            _tell(_counted(run.counts()))
+            raise KeyboardInterrupt
         print(json.dumps(run.counts()) if a.json else _counted(run.counts()), flush=True)
 
 # %% ../../nbs/93_verbs.ipynb #run-ingest-rest
@@ -246,7 +256,9 @@ def _people():
 def _ask(question):
     with _while('raise'):
         try: return input(question).strip().lower()
-        except EOFError: print(); return '' 
+        except EOFError:
+            print()
+            return '' 
 
 # %% ../../nbs/93_verbs.ipynb #forget-choose
 def _once(traces):

@@ -107,7 +107,8 @@ def _evaluated(lm):
     "Context without gradients, dropout or changes to the caller's random numbers"
     was = [m for m in lm.modules() if m.training]
     with torch.no_grad(), torch.random.fork_rng([]):
-        torch.manual_seed(0); lm.eval()
+        torch.manual_seed(0)
+        lm.eval()
         try: yield
         finally:
             for m in was: m.training = True
@@ -378,7 +379,8 @@ def prompt(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
     _fit('mask', mask, *ids.shape)
     emb, mask, rank = self.embed(ids), mask.long(), None
     if soft is not None:
-        _fit('soft', soft, len(ids), soft.shape[1], self.d); _fit('soft_mask', soft_mask, *soft.shape[:2])
+        _fit('soft', soft, len(ids), soft.shape[1], self.d)
+        _fit('soft_mask', soft_mask, *soft.shape[:2])
         if self.sink is not None: rank = _rank(ids, mask, soft_mask, self.sink)
         emb, mask = torch.cat([soft.to(emb), emb], 1), torch.cat([soft_mask.long(), mask], 1)
     return compact(emb, mask, rank)
@@ -418,7 +420,8 @@ def calibrate(self:MemoryLM,
     "Set `centre` and `spread` so that a write has mean 0 and deviation 1 over these prompts"
     if len(ids) < 32: raise ValueError(f'ids: got {len(ids)} prompts, expected 32 or more')
     h = self.encode(ids, mask)*self.spread + self.centre
-    self.centre.copy_(h.mean(0)); self.spread.copy_(h.std(0).clamp(min=1e-3))
+    self.centre.copy_(h.mean(0))
+    self.spread.copy_(h.std(0).clamp(min=1e-3))
 
 # %% ../../nbs/50_backbone.ipynb #predict
 @patch
@@ -614,7 +617,8 @@ def save_pretrained(self:MemoryLM,
     backbone:bool=None,     # store the language model itself; None: if it isn't frozen
 ):
     "Store what was added"
-    path = Path(path); path.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
     own = not self.frozen() if backbone is None else backbone
     ref = _save_backbone(self.lm, path/'backbone', dtype) if own else backbone_ref(self.lm)
     adapter, new = '', {k: v.detach().to(dtype) for k, v in self.added().items()}

@@ -172,7 +172,9 @@ def _joining(lm, **kw):
     with _installed(decoder, configs):
         here, at = _HERE.set((*_HERE.get(), j)), _AT.set(None)
         try: yield j
-        finally: _HERE.reset(here); _AT.reset(at)
+        finally:
+            _HERE.reset(here)
+            _AT.reset(at)
 
 # %% ../../nbs/55_joined.ipynb #taken
 @torch.no_grad()
@@ -281,7 +283,9 @@ def joined(
 ):
     "Context in which this thread's passes through the model attend to a memory in front of their text"
     if window not in ('inside', 'always'): raise ValueError(f"window: expected 'inside' or 'always', got {window!r}")
-    if kv is None or not kv.mask.any(): yield; return
+    if kv is None or not kv.mask.any():
+        yield
+        return
     _need(lm)
     limit = getattr(_decoder(lm).config, 'max_position_embeddings', None) or float('inf')
     if (n := int(kv.end.max())) >= limit: raise ValueError(f'kv: it ends at position {n}, and the model has {limit}; expected a smaller budget')

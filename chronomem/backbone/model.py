@@ -233,7 +233,9 @@ def _fold(messages):
     "System texts put in front of the next user's turn; a last one becomes a turn"
     out, held = [], []
     for m in messages:
-        if m['role'] == 'system': held.append(m['content']); continue
+        if m['role'] == 'system':
+            held.append(m['content'])
+            continue
         if held and m['role'] == 'user': m, held = m | dict(content='\n\n'.join([*held, m['content']])), []
         out.append(m)
     return out + [dict(role='user', content='\n\n'.join(held))]*bool(held)
@@ -250,7 +252,9 @@ def _spots(text, said):
     mine, at = bytearray(len(text)), 0
     for words, k in said.values():
         i = text.find(words.strip(), at)
-        if i >= 0: at = i+len(words.strip()); mine[i:at] = bytes([k])*(at-i)
+        if i >= 0:
+            at = i+len(words.strip())
+            mine[i:at] = bytes([k])*(at-i)
     return bytes(mine)
 
 @patch
@@ -406,7 +410,8 @@ def answer(self:ChronoModel,
     kw = dict(do_sample=False, **dict(eos_token_id=self.stop) if self.stop else {}) | _one_each(kw)
     halt = [*kw.pop('stopping_criteria', []), _Halt(self, gone or threading.Event())]
     with _use(self) as lm:
-        ids, mask = self.pad(rows); lm.check(ids, mask)
+        ids, mask = self.pad(rows)
+        lm.check(ids, mask)
         out = lm.generate(ids, mask, *lm.recall(state, ids, mask), streamer, max_new_tokens=max_new_tokens, stopping_criteria=halt, **kw)
     if len(out) != len(rows): raise RuntimeError(f'generate: got {len(out)} rows for {len(rows)} prompts; no answer is handed out')
     return [self.decode(r) for r in out.tolist()]
@@ -435,14 +440,20 @@ def _pieces(model, context, state, row, kw):
     def run():
         try: out.put(model.answer(state, [row], streamer=_Pipe(out), gone=gone, **kw)[0])
         except BaseException as e: out.put(e)
-    thread = threading.Thread(target=context.run, args=(run,), daemon=True); thread.start()
+    thread = threading.Thread(target=context.run, args=(run,), daemon=True)
+    thread.start()
     try:
         while isinstance(got := out.get(), list):
-            ids += got; text = _settled(model.decode(ids), model.turn)
-            if text.startswith(shown) and text != shown: yield text[len(shown):]; shown = text
+            ids += got
+            text = _settled(model.decode(ids), model.turn)
+            if text.startswith(shown) and text != shown:
+                yield text[len(shown):]
+                shown = text
         if not isinstance(got, str): raise got
         if got != shown: yield got[len(shown):]
-    finally: gone.set(); thread.join()
+    finally:
+        gone.set()
+        thread.join()
     return got
 
 

@@ -201,5 +201,7 @@ def within(
     "The best traces that a budget of tokens holds"
     out, left = [], budget
     for t in traces:
-        if len(t.ids) <= left: out.append(t); left -= len(t.ids)
+        if len(t.ids) <= left:
+            out.append(t)
+            left -= len(t.ids)
     return out

@@ -86,7 +86,9 @@ class DeltaLearner:
         self.queue, self.sizes, self.passes = [], [], 0.
         if not incognito: self._claim()
         try: self._begin(config, anchor, canaries)
-        except BaseException: self._let_go(); raise
+        except BaseException:
+            self._let_go()
+            raise
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
     def __repr__(self): return f'DeltaLearner({self.user!r}, t={self.t}, {self.n["updates"]} updates{", incognito"*self.incognito}{", closed"*self.closed})'

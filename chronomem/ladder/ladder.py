@@ -47,7 +47,9 @@ def cadences(
     "Cadences of n rungs, fastest first"
     if kind not in ('geometric', 'fibonacci'): raise ValueError(f"kind: got {kind!r}, expected 'geometric' or 'fibonacci'")
     a, b, fib = 1, 2, []
-    for _ in range(n): fib.append(a); a, b = b, a+b
+    for _ in range(n):
+        fib.append(a)
+        a, b = b, a+b
     return tuple(4**i for i in range(n)) if kind == 'geometric' else tuple(fib)
 
 @patch(cls_method=True)
@@ -138,7 +140,9 @@ MIX = 256                             # widest latent whose mixing has a full ma
 
 def _mixing(n, d):
     "Logits of the share that stays, at first σ(-2)"
-    last = nn.Linear(n if d <= MIX else MIX, d); nn.init.zeros_(last.weight); nn.init.constant_(last.bias, -2.)
+    last = nn.Linear(n if d <= MIX else MIX, d)
+    nn.init.zeros_(last.weight)
+    nn.init.constant_(last.bias, -2.)
     return last if d <= MIX else nn.Sequential(nn.Linear(n, MIX, bias=False), last)
 
 def mlp_bridge(sizes, slots, hidden, dim): return nn.Sequential(nn.Linear(sum(sizes), hidden), nn.GELU(), nn.Linear(hidden, dim))
@@ -151,12 +155,15 @@ class Rung(nn.Module):
         self.sizes = [d_in, *(d*s for d, s in zip(c.dims[:i+1], c.slots[:i+1])), TAG+2*TIME+extra]
         n = sum(self.sizes)
         self.tag = nn.Parameter(torch.randn(TAG)*.1)
-        self.skip = nn.Linear(d_in, self.dim, bias=False); nn.init.orthogonal_(self.skip.weight)
+        self.skip = nn.Linear(d_in, self.dim, bias=False)
+        nn.init.orthogonal_(self.skip.weight)
         self.enc = bridge(self.sizes, c.slots[:i+1], c.hidden, self.dim)
         self.mix = _mixing(n, self.dim)
-        self.gate = nn.Sequential(nn.Linear(n, 64), nn.GELU(), nn.Linear(64, 1)); nn.init.constant_(self.gate[-1].bias, 2.)
+        self.gate = nn.Sequential(nn.Linear(n, 64), nn.GELU(), nn.Linear(64, 1))
+        nn.init.constant_(self.gate[-1].bias, 2.)
         self.norm = nn.LayerNorm(self.dim, elementwise_affine=False)
-        self.read = nn.Linear(self.dim, d_out*c.tokens, bias=False); nn.init.orthogonal_(self.read.weight)
+        self.read = nn.Linear(self.dim, d_out*c.tokens, bias=False)
+        nn.init.orthogonal_(self.read.weight)
         self.where = nn.Linear(TAG+TIME, d_out*c.tokens)
         self.alpha = nn.Parameter(torch.tensor(.1))
         self.pace = nn.Parameter(torch.tensor(math.log(self.tau))) if c.learned else None
@@ -184,7 +191,9 @@ def logit(self:Rung, x):
 @patch
 def turn(self:Rung, t, p):
     "Is it due by the clock [B], might it ever be [B], and the probability a write's gradient goes to [B]"
-    if self.pace is None: due = (t-self.phase) % self.tau == 0; return due, due, p
+    if self.pace is None:
+        due = (t-self.phase) % self.tau == 0
+        return due, due, p
     rate = torch.exp(-self.pace.clamp(min=0.))
     n = ((t[:, None]-self.phase + torch.tensor([0, -1], device=t.device))*rate.detach().double() + 1e-9).floor()
     return n[:, 0] > n[:, 1], torch.ones_like(t, dtype=torch.bool), p*rate
@@ -193,7 +202,9 @@ def turn(self:Rung, t, p):
 class Writing(nn.Module):
     "The plain rule of writing: over the oldest slot, when the clock says so and the gate agrees"
     extra, wants_hint = 0, False                                      # width of what `about` adds; must the model say how surprised it was?
-    def __init__(self, shaping=None): super().__init__(); self.shaping = shaping
+    def __init__(self, shaping=None):
+        super().__init__()
+        self.shaping = shaping
     def fields(self, s, d): return {}                                 # further state of a rung of s slots, width d: name -> (shape, fill)
     def begin(self, ladder, t, rungs, h, hint): return rungs, {}      # before an inference: rungs, and what their decisions share
     def slot(self, rung, s, t): return s['born'].argmin(1)            # which slot a write goes to, [B]
@@ -281,7 +292,9 @@ def step(self:CadenceLadder, t, rungs, h, live, gate, hint=None):
     now['clock'], faster, out, log = time_features(t, TIME), [], [], []
     for i, (rung, s) in enumerate(zip(self.rungs.values(), rungs)):
         s, *l = rung.write(s, t, h, faster, live & (i < self.unlocked), gate, self.writing, now)
-        out.append(s); log.append(l); faster.append(by_recency(s['z'], s['born']))
+        out.append(s)
+        log.append(l)
+        faster.append(by_recency(s['z'], s['born']))
     return t+live, out, [torch.stack(l, 1) for l in zip(*log)]
 
 # %% ../../nbs/20_ladder.ipynb #soft
@@ -359,7 +372,8 @@ def write(self:CadenceLadder,
     hint:torch.Tensor=None   # [B] how surprised the model was
 ) -> tuple:                  # (new state, `WriteLog` [B,R])
     "Remember one inference"
-    _fits(state, self.shapes); _finite(h, [len(state.t), self.d_in])
+    _fits(state, self.shapes)
+    _finite(h, [len(state.t), self.d_in])
     state, log, _ = self.scan(state, h[:, None], None if live is None else live[:, None], gate, hint=None if hint is None else hint[:, None])
     return state, log[:, 0]
 

@@ -31,7 +31,8 @@ def init(self:RecurrentMemory, batch, device=None): return _blank(batch, self.sh
 @patch
 def write(self:RecurrentMemory, state, h, live=None, gate='hard', hint=None):
     "Rewrite every slot of the live rows; `h` [B,d_in] holds one mem token per slot"
-    _fits(state, self.shapes); _finite(h, [len(state.t), self.d_in])
+    _fits(state, self.shapes)
+    _finite(h, [len(state.t), self.d_in])
     live = torch.ones(len(h), dtype=torch.bool, device=h.device) if live is None else live
     z = torch.where(live[:, None, None], self.norm(h.reshape(-1, self.slots, self.dim)), state.rungs['tau1', 'z'])
     born = torch.where(live[:, None], state.t[:, None], state.rungs['tau1', 'born'])

@@ -129,7 +129,8 @@ class Critic(nn.Module):
     def __init__(self, dim, hidden=64):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 1))
-        nn.init.zeros_(self.net[-1].weight); nn.init.zeros_(self.net[-1].bias)
+        nn.init.zeros_(self.net[-1].weight)
+        nn.init.zeros_(self.net[-1].bias)
     def forward(self, z): return self.net(z.detach()).squeeze(-1)
 
 def critic_loss(worth, filled, gap):

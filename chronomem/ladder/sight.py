@@ -161,7 +161,8 @@ def forward(self:Fusion,
     for (a, b), join, tag in zip(self.pairs, self.joins, self.tag):
         x, held, at = join(l[a], v[b])
         y = self.out(x + tag + self.age(time_features((t-at)*held, TIME)))
-        soft.append(y.unflatten(-1, (self.config.tokens, -1)).flatten(1, 2)); mask.append(held.repeat_interleave(self.config.tokens, 1))
+        soft.append(y.unflatten(-1, (self.config.tokens, -1)).flatten(1, 2))
+        mask.append(held.repeat_interleave(self.config.tokens, 1))
     return torch.cat(soft, 1)*self.alpha*self.scale, torch.cat(mask, 1)
 
 # %% ../../nbs/24_sight.ipynb #sharpness

@@ -129,7 +129,8 @@ def _play(env):
     ids, live = [], []
     while not env.stopped.all():
         a = oracle(env)
-        ids.append(torch.cat([env.observe(), VOCAB.move.start + a[:, None]], 1)); live.append(~env.stopped)
+        ids.append(torch.cat([env.observe(), VOCAB.move.start + a[:, None]], 1))
+        live.append(~env.stopped)
         env.act(a)
     return torch.stack(ids, 1), torch.stack(live, 1)
 
@@ -186,7 +187,8 @@ def spell(
     "Let the model spell its names; its own actions feed back"
     was, life = model.training, _Life(model, len(env.names), generator, split)
     model.eval()
-    life.live(env.tell()); life.others(delay)
+    life.live(env.tell())
+    life.others(delay)
     for i in range(limit):
         if env.stopped.all(): break
         if i: life.others(noise)

@@ -173,7 +173,8 @@ def _done(path):
 
 def _append(path, row):
     with open(path, 'a', encoding='utf-8') as f:
-        f.write(json.dumps(row) + '\n'); f.flush()
+        f.write(json.dumps(row) + '\n')
+        f.flush()
         os.fsync(f.fileno())
 
 # %% ../../nbs/73_evaluate.ipynb #ablate

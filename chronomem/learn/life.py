@@ -130,7 +130,8 @@ class _Pieces:
     def __init__(self, tokenizer): self.tokenizer, self.ids, self.labels = tokenizer, [], []
     def add(self, text, answer=''):
         p, a = (self.tokenizer(t, add_special_tokens=False).input_ids for t in (text, answer))
-        self.ids.append(p+a); self.labels.append([-100]*len(p)+a)
+        self.ids.append(p+a)
+        self.labels.append([-100]*len(p)+a)
         return len(self.ids)-1
     def episode(self, order, ask, told):
         order = torch.tensor(order)

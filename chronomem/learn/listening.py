@@ -131,7 +131,9 @@ def step(self:Listening) -> dict:
     loss.backward()
     norm = nn.utils.clip_grad_norm_(m.parameters(), c.clip)
     if not norm.isfinite(): raise FloatingPointError(f'update {self.update}: the gradient is {norm.item()}')
-    self.opt.step(); self.plan.step(); self.opt.zero_grad()
+    self.opt.step()
+    self.plan.step()
+    self.opt.zero_grad()
     self.state, self.update = self.state.cut(), self.update+1
     return dict(loss=loss.item(), norm=norm.item(), **{h.name: hit[..., i].nanmean().item() for i, h in enumerate(m.config.heads)})
 
@@ -146,8 +148,10 @@ def fit(self:Listening,
     bar = tqdm(total=self.config.updates, initial=self.update, disable=not progress, unit='update')
     while self.update < self.config.updates:
         self.history.append(self.step())
-        bar.update(); bar.set_postfix(loss=f"{self.history[-1]['loss']:.2f}")
-    bar.close(); self.model.eval()
+        bar.update()
+        bar.set_postfix(loss=f"{self.history[-1]['loss']:.2f}")
+    bar.close()
+    self.model.eval()
     return self.history
 
 # %% ../../nbs/79_listening.ipynb #save
@@ -174,7 +178,9 @@ def load(self:Listening,
     for k, v in t.items():
         if k.startswith('opt.'): state.setdefault(int(k.split('.')[1]), {})[k.split('.')[2]] = v
     self.opt.load_state_dict(dict(state=state, param_groups=self.opt.state_dict()['param_groups']))
-    self.plan.load_state_dict(meta['plan']); self.g.set_state(t['rng']); self.update, self.history, self.rows, self.state = meta['update'], meta['history'], None, None
+    self.plan.load_state_dict(meta['plan'])
+    self.g.set_state(t['rng'])
+    self.update, self.history, self.rows, self.state = meta['update'], meta['history'], None, None
 
 # %% ../../nbs/79_listening.ipynb #lessons
 @tensorclass
@@ -221,7 +227,9 @@ class TeachConfig(Config):
     def validate(self):
         for k in ('updates', 'batch'): self.need(k, getattr(self, k) >= 1, 'at least 1')
         for k in ('lr', 'clip'): self.need(k, getattr(self, k) > 0, 'above zero')
-        self.need('decay', self.decay >= 0, 'zero or more'); self.need('dropout', 0 <= self.dropout < 1, 'in [0, 1)'); self.need('adaptive', 0 <= self.adaptive <= 1, 'a share')
+        self.need('decay', self.decay >= 0, 'zero or more')
+        self.need('dropout', 0 <= self.dropout < 1, 'in [0, 1)')
+        self.need('adaptive', 0 <= self.adaptive <= 1, 'a share')
 
 def _alone(model, name):
     if name not in (able := [h.name for h in model.config.heads if h.reads == 'usual']): raise ValueError(f'name: got {name!r}, expected a head that reads statistics: {able}')
@@ -246,9 +254,12 @@ def teach(
         b = lessons[torch.multinomial(lessons.weight, c.batch, True, generator=g)]
         keep = torch.rand(b.x.shape, generator=g) >= c.dropout
         l, _ = loss({name: head(b.x.float()*keep/(1-c.dropout))}, {name: b.y}, steps=b.since)
-        opt.zero_grad(); l.backward()
+        opt.zero_grad()
+        l.backward()
         nn.utils.clip_grad_norm_(head.parameters(), c.clip)
-        opt.step(); plan.step(); losses.append(l.item())
+        opt.step()
+        plan.step()
+        losses.append(l.item())
     return losses
 
 # %% ../../nbs/79_listening.ipynb #hear

@@ -246,7 +246,9 @@ def play(
             got = getattr(agents, kind)(who, [wants[i][1] for i in who]) if who else ()
             for i, x in zip(who, got):
                 try: wants[i] = episodes[i].send(x)
-                except StopIteration as e: out[i] = e.value; del wants[i]
+                except StopIteration as e:
+                    out[i] = e.value
+                    del wants[i]
     return out
 
 # %% ../../nbs/77a_private_state.ipynb #sums

@@ -136,7 +136,9 @@ def _step_by_step(model, ep, state, gate, wipe, last, replay):
         soft, seen = model.memory.read(state)
         if t in ep.ask:
             loss, ok = _ask(model, ep, t, soft, seen, wipe)
-            losses.append(loss); oks.append(ok); counts.append((ep.labels[u] != -100).sum())
+            losses.append(loss)
+            oks.append(ok)
+            counts.append((ep.labels[u] != -100).sum())
         state, log = model.memory.write(state, model.encode(ep.ids[u], ep.mask[u], soft, seen), gate=gate)
         logs.append(log)
     if not ep.ask: return state, dict(log=torch.stack(logs, 1), loss=None, ok=None)

@@ -185,7 +185,9 @@ def update(self:Trainer) -> dict:
     c, top = self.config, self.config.lengths[self.stage]
     some = torch.randint(top+1, (2,), generator=self.generator)
     length = top if self.n % 2 else int(some[0])
-    self.model.train(); self.rates(); self.optimizer.zero_grad(set_to_none=True)
+    self.model.train()
+    self.rates()
+    self.optimizer.zero_grad(set_to_none=True)
     torch.manual_seed(int(torch.randint(2**31, (1,), generator=self.generator)))
     with self.unlocked(): loss, accuracy, log = self.backward(self.make(length, self.generator))
     extra = self.also(self.model, self.generator) if self.also else None
@@ -209,10 +211,13 @@ def fit(self:Trainer,
     bar = tqdm(total=c.updates+c.settle, initial=self.n, disable=not progress)
     try:
         while not self.done and self.n < stop:
-            t0 = time.perf_counter(); row = self.update()
+            t0 = time.perf_counter()
+            row = self.update()
             self.seconds += time.perf_counter()-t0
-            self.record(row | dict(seconds=self.seconds)); self.advance(row['accuracy'])
-            bar.update(); bar.set_postfix(stage=self.stage, gate=self.gate, accuracy=f"{row['accuracy']:.2f}")
+            self.record(row | dict(seconds=self.seconds))
+            self.advance(row['accuracy'])
+            bar.update()
+            bar.set_postfix(stage=self.stage, gate=self.gate, accuracy=f"{row['accuracy']:.2f}")
             if self.dir and self.n % every == 0: self.save()
     except KeyboardInterrupt: bar.write(f'stopped after {self.n} updates; fit() goes on')
     finally: bar.close()
@@ -262,7 +267,8 @@ def load(self:Trainer) -> Trainer:
     if own.keys() != got.keys() or any(p.shape != got[n].shape for n, p in own.items()): raise StateError(f'{self.dir}: the checkpoint is of another model')
     with torch.no_grad():
         for n, p in own.items(): p.copy_(got[n])
-    self._load_optimizer(x); self.generator.set_state(x['generator'])
+    self._load_optimizer(x)
+    self.generator.set_state(x['generator'])
     for k, v in meta['counters'].items(): setattr(self, k, v)
     rows = (self.dir/'metrics.jsonl').read_text().splitlines() if (self.dir/'metrics.jsonl').exists() else []
     self.history = [json.loads(r) for r in rows][:self.n]

@@ -199,7 +199,9 @@ def ask_batch(self:ChronoModel,
     told = [*zip(out, found)] if sources else out
     if not remember: return told
     try: _live(self, sessions, [self._exchange(*qa) for qa in zip(questions, out)], epochs, answered=True)
-    except (NotKept, StateError) as e: e.answers = told; raise
+    except (NotKept, StateError) as e:
+        e.answers = told
+        raise
     return told
 
 @patch
@@ -228,7 +230,9 @@ def ask(self:Session,
 @patch
 def _pieces(self:Session, question, through, state, row, found, **kw):
     "The answer as it comes"
-    if _never_told(self, question, found): yield NEVER; return
+    if _never_told(self, question, found):
+        yield NEVER
+        return
     with _as_asked(self.model, _ladder_off(self)), thinking(self.model, state): pieces = reading(through, found).stream(state, row, **kw)
     with contextlib.closing(pieces): yield from pieces
 

@@ -73,7 +73,9 @@ class ChronoSystem:
         self.session = model.session(user, home, incognito=not c.remember, clock=clock, **kw)
         self.dir = self.session.dir/PLACE if c.remember else None
         try: self.listener = Listener(listener or Subconscious.from_pretrained(), self.dir, boot=boot) if c.listen else None
-        except BaseException: self.session.close(); raise
+        except BaseException:
+            self.session.close()
+            raise
         self._begin(threaded)
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
@@ -210,7 +212,9 @@ def listen(self:ChronoSystem,
     if l is None: raise ValueError('listen: this system does not, see SystemConfig')
     k = l.kept or {}
     again = resume and k.get('source') == source.name and not k.get('over')
-    if not again and self.ears: l.place = {**k, **l.place}; self._cut(float(l.run.time[0]))
+    if not again and self.ears:
+        l.place = {**k, **l.place}
+        self._cut(float(l.run.time[0]))
     for e in l.events(source, clock, resume):
         self._felt(e)
         yield e
@@ -230,7 +234,9 @@ def close(self:ChronoSystem):
     if self.closed: return
     try:
         self.join()
-        if self.worker: self.jobs.put(None); self.worker.join()
+        if self.worker:
+            self.jobs.put(None)
+            self.worker.join()
         self.save()
     finally:
         self.closed = True
@@ -241,7 +247,9 @@ def close(self:ChronoSystem):
 def wipe(self:ChronoSystem) -> AttrDict: # what `Session.wipe` says
     "Forget everything, heard and told; the system is closed then"
     self.join()
-    if self.worker: self.jobs.put(None); self.worker.join()
+    if self.worker:
+        self.jobs.put(None)
+        self.worker.join()
     if self.listener: self.listener.close()
     self.closed = True
     try: return self.session.wipe()

@@ -144,7 +144,9 @@ def _write(self:BootManager, traces, bare, pages, meta, count):
     if count is not None and (traces.count-count).max() > self.config.page: raise StateError('writing took longer than a page of traces: the state is not whole and was dropped')
     save_state(self.home/STATE, bare, {**meta, 'pages': {str(k): v for k, v in files.items()}})
     self.saves += 1
-    if self.name == meta['fingerprint']: self.pages, self.stored = files, count; self._sweep()
+    if self.name == meta['fingerprint']:
+        self.pages, self.stored = files, count
+        self._sweep()
 
 @patch
 def _sweep(self:BootManager):
@@ -153,7 +155,9 @@ def _sweep(self:BootManager):
 
 @patch
 def _try(self:BootManager, *what):
-    try: self._write(*what); self.problem = ''
+    try:
+        self._write(*what)
+        self.problem = ''
     except Exception as e: self.problem = f'{type(e).__name__}: {e}'
 
 # %% ../../nbs/85_boot.ipynb #save

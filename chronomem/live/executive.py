@@ -111,10 +111,14 @@ class Executive(nn.Module):
         super().__init__()
         c = self.config = config or ExecutiveConfig()
         self.heads, self.width, self.at, n = tuple(heads), width, {}, 0
-        for h in self.heads: self.at[h.name] = slice(n, n+h.n); n += h.n
+        for h in self.heads:
+            self.at[h.name] = slice(n, n+h.n)
+            n += h.n
         self.n = n
         self.look = nn.Linear(width, len(c.senses)) if c.attention != 'novelty' else None
-        if self.look: nn.init.zeros_(self.look.weight); nn.init.zeros_(self.look.bias)
+        if self.look:
+            nn.init.zeros_(self.look.weight)
+            nn.init.zeros_(self.look.bias)
 
 # %% ../../nbs/81_executive.ipynb #init
 @patch

@@ -50,7 +50,9 @@ def _copy(self:Session, new):
         new._first_manifest(tmp)
         for k in range(20):
             user_dir(self.home, new.user)
-            try: os.rename(tmp, new.dir); break
+            try:
+                os.rename(tmp, new.dir)
+                break
             except OSError as e:
                 if taken(): raise full from e
                 if k == 19 or not isinstance(e, FileNotFoundError): raise   # a wipe took the person's directory away

@@ -128,7 +128,10 @@ def _live(model, sessions, rows, epochs=None, **origin):
         out, failed = [], {}
         for s, r, c, *new, pi in zip(sessions, rows, cut, told, h, states, wrote, p):
             try: s._commit(*new)
-            except (OSError, StateError) as e: failed[s.user] = e; out.append(None); continue
+            except (OSError, StateError) as e:
+                failed[s.user] = e
+                out.append(None)
+                continue
             out.append(Wrote(s.t, len(r), len(c), dict(zip(s.writes, new[3])), dict(zip(s.writes, pi))))
     if len(sessions) == 1 and isinstance(failed.get(s.user), StateError): raise failed[s.user]
     if failed: raise NotKept(failed, [s.user for s, w in zip(sessions, out) if w], out) from next(iter(failed.values()))

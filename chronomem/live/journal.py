@@ -46,10 +46,14 @@ def add(self:Journal,
     **more    # JSON values to keep beside
 ):
     "About to be told"
-    self.rows.append(dict(key=key, t=t, **more)); self.keys.add(key)
+    self.rows.append(dict(key=key, t=t, **more))
+    self.keys.add(key)
     if len(self.rows) > 2*self.most: return self._trim()
     if self.path:
-        with open(self.path, 'a') as f: f.write(json.dumps(self.rows[-1])+'\n'); f.flush(); os.fsync(f.fileno())
+        with open(self.path, 'a') as f:
+            f.write(json.dumps(self.rows[-1])+'\n')
+            f.flush()
+            os.fsync(f.fileno())
 
 # %% ../../nbs/88b_journal.ipynb #told
 def _passages(session): return session.memories(n=10**9)[::-1]

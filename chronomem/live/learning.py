@@ -75,7 +75,9 @@ def _in(context, pieces):
         try: piece = context.run(next, pieces)
         except StopIteration: return
         try: yield piece
-        except GeneratorExit: context.run(pieces.close); raise
+        except GeneratorExit:
+            context.run(pieces.close)
+            raise
 
 @patch
 def ask(self:Session,
@@ -99,7 +101,9 @@ def _passages(lines, least=256):
     kept, n = [], 0
     for line in lines:
         kept, n = [*kept, line], n+len(line)
-        if n >= least: yield ''.join(kept); kept, n = [], 0
+        if n >= least:
+            yield ''.join(kept)
+            kept, n = [], 0
     if n: yield ''.join(kept)
 
 def _read(source):

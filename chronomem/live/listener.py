@@ -68,7 +68,9 @@ class Listener:
         self.boot = BootManager(model, home, boot, reflex, executive)
         self.reflex, self.period, self.labels = self.boot.reflex, self.boot.config.frame, {'affect': AFFECTS, **{h.name: h.names for h in model.config.heads if h.names}, **(labels or {})}
         try: self.run, self.kept = self.boot.start()
-        except BaseException: self.boot.close(); raise
+        except BaseException:
+            self.boot.close()
+            raise
         self.ring = RawRing(self.config.ring, self.period, (self.reflex.config.frame,))
         self.swapping, self.place, self.also, self.at = None, {}, set(), int(self.run.inner.steps[0])
         self.cpu, self.wall, self.rss, self.process = deque(maxlen=self.config.keep), deque(maxlen=self.config.keep), deque(maxlen=2000), psutil.Process()
@@ -76,7 +78,9 @@ class Listener:
         self.last, self.clock, self.quick = '', None, (None, None)
         self.rehearse()
     @property
-    def run(self): self.lived = self.lived.whole() if isinstance(self.lived, Later) else self.lived; return self.lived
+    def run(self):
+        self.lived = self.lived.whole() if isinstance(self.lived, Later) else self.lived
+        return self.lived
     @run.setter
     def run(self, state): self.lived = state
     def __enter__(self): return self
@@ -120,7 +124,9 @@ def _examples(self:Listener, live):
     old, x = cold(), .1*torch.randn(30, n, generator=g)
     for i in range(29): old, *_ = live(old, at(.05*i), x[i], on)
     old.inner.traces = None
-    def lived(): new = cold(); return old.replace(inner=carried(old.inner, new.inner, ['core', 'past', 'usual'])), at(2.), x[29], on
+    def lived():
+        new = cold()
+        return old.replace(inner=carried(old.inner, new.inner, ['core', 'past', 'usual'])), at(2.), x[29], on
     return [lambda: (cold(), at(0.), torch.zeros(n), on), lived]
 
 @patch
@@ -156,7 +162,8 @@ def _feel(self:Listener, inner, see):
 @patch
 def _follow(self:Listener, model, inner, name):
     self.model, self.run.inner = model, inner
-    self.boot.follow(model, name); self.count['swaps'] += 1
+    self.boot.follow(model, name)
+    self.count['swaps'] += 1
 
 @patch
 def _mind(self:Listener, mind, felt):
@@ -210,21 +217,26 @@ def _frame(self:Listener, t, x=None, error='', reason='') -> Event:
 @patch
 def _act(self:Listener, decision):
     try: self.count['acted'] += trigger(decision, self.prompt, self.actions)
-    except Exception as e: self.count['errors'] += 1; return f'prompt: {type(e).__name__}: {e}'
+    except Exception as e:
+        self.count['errors'] += 1
+        return f'prompt: {type(e).__name__}: {e}'
 
 @patch
 def _count(self:Listener, t, ms, wall, missing, error):
     c, late = self.count, wall > 1000*self.period if self.clock is None else self.clock.now() > t+2*self.period
     for k, v in dict(frames=1, missing=missing, errors=error, missed=late and not missing).items(): c[k] += v
-    self.cpu.append(ms); self.wall.append(wall)
+    self.cpu.append(ms)
+    self.wall.append(wall)
     if c['frames'] % self.config.sample == 1: self.rss.append(self.process.memory_info().rss/2**20)
 
-# %% ../../nbs/86_listener.ipynb #events
+# %% ../../nbs/86_listener.ipynb #taken
 @patch
 def _take(self:Listener, r):
     "Events of a raw frame"
     p, before = self.period, float(self.lived.time[0])
-    if r.kind != 'audio': self.also.add(r.kind); return
+    if r.kind != 'audio':
+        self.also.add(r.kind)
+        return
     jump = r.t-before if before > -math.inf and r.t-before > p/2 else 0.
     gap, t, why = (round(r.duration/p) or 1, r.t, r.reason) if r.missing else (round(jump/p), before, 'a jump in time')
     self.count['skipped'] += max(0, gap-self.config.most_gap)
@@ -234,6 +246,7 @@ def _take(self:Listener, r):
         x, wrong = self._wrong(r.data)
         yield self._frame(r.t, x, wrong, wrong and 'broken')
 
+# %% ../../nbs/86_listener.ipynb #events
 @patch
 def events(self:Listener,
     source,             # Any source of frames of sound; a `Watchdog` is live
@@ -245,13 +258,17 @@ def events(self:Listener,
     self.clock = source.clock if live else clock
     frames, since = ended(source), 0
     quiet = bool(self.clock) and not gc.get_freeze_count()
-    if quiet: gc.collect(); gc.freeze()
+    if quiet:
+        gc.collect()
+        gc.freeze()
     try:
         for r in frames if live or clock is None else paced(frames, clock):
             if r.end: break
             self.place['position'] += 1
             if self.place['position'] <= skip: continue
-            for e in self._take(r): since += 1; yield e
+            for e in self._take(r):
+                since += 1
+                yield e
             if every and since >= every and self.boot.home: since = since*(not self.boot.save(self.run, False, **self.place))
         self.place['over'] = True
         yield Event(self.at, float(r.t), end=True, reason=r.reason)

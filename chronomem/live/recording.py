@@ -16,8 +16,12 @@ from torch import nn
 # %% ../../nbs/83_recording.ipynb #flat
 def _nest(x):
     "Parts of x, and what makes them into one again; of a tensor or None there are none"
-    if is_tensor_collection(x): names, kind, size = sorted(x.keys()), type(x), x.batch_size; return [x.get(k) for k in names], lambda v: kind(**dict(zip(names, v)), batch_size=size)
-    if isinstance(x, dict): names = sorted(x); return [x[k] for k in names], lambda v: dict(zip(names, v))
+    if is_tensor_collection(x):
+        names, kind, size = sorted(x.keys()), type(x), x.batch_size
+        return [x.get(k) for k in names], lambda v: kind(**dict(zip(names, v)), batch_size=size)
+    if isinstance(x, dict):
+        names = sorted(x)
+        return [x[k] for k in names], lambda v: dict(zip(names, v))
     if isinstance(x, tuple): return x, type(x)._make if hasattr(x, '_make') else tuple
     raise TypeError(f'expected tensors, None, and dicts, tuples and state classes of them, got {type(x).__name__}')
 
@@ -44,7 +48,11 @@ class Later:
     ):
         names, at = sorted(like.keys()), 0
         self.kind, self.size, self.leaves, self.parts = type(like), like.batch_size, leaves, {}
-        for k in names: v = like.get(k); n = len(_leaves(v)); self.parts[k] = at, at+n, _back(v); at += n
+        for k in names:
+            v = like.get(k)
+            n = len(_leaves(v))
+            self.parts[k] = at, at+n, _back(v)
+            at += n
     def __getattr__(self, k):
         if k not in self.__dict__.get('parts', ()): raise AttributeError(f'{k!r}: expected one of {sorted(self.__dict__.get("parts", ()))}')
         a, b, make = self.parts[k]
@@ -54,7 +62,10 @@ class Later:
 # %% ../../nbs/83_recording.ipynb #flat-module
 def _later(x):
     plan, n = Later(x, None), len(_leaves(x))
-    def make(it): new = copy(plan); new.leaves = list(islice(it, n)); return new
+    def make(it):
+        new = copy(plan)
+        new.leaves = list(islice(it, n))
+        return new
     return make
 
 class _Flat(nn.Module):

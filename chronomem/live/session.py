@@ -91,14 +91,18 @@ class Session:
         self._blank()
         if incognito: return
         try: self._open()
-        except BaseException: self.closed = True; raise
+        except BaseException:
+            self.closed = True
+            raise
     @property
     def t(self): return int(self.state.t[0])
-    @property
-    def owner(self): return '/'.join(self.dir.parts[-2:])
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
     def __repr__(self): return f'Session({self.user!r}, t={self.t}{", incognito"*self.incognito}{", closed"*self.closed})'
+
+# %% ../../nbs/82_session.ipynb #owner
+@patch(as_prop=True)
+def owner(self:Session): return '/'.join(self.dir.parts[-2:])
 
 # %% ../../nbs/82_session.ipynb #ready
 @patch
@@ -151,7 +155,9 @@ def _claim(self:Session):
     while True:
         with _TURN:
             old = _OPEN.get(str(self.dir))
-            if old in (None, self) or old.closed or old._pid != os.getpid(): _OPEN[str(self.dir)] = self; return
+            if old in (None, self) or old.closed or old._pid != os.getpid():
+                _OPEN[str(self.dir)] = self
+                return
         ours = old._thread is threading.current_thread() or not old._thread.is_alive()
         if ours and old._busy.acquire(timeout=.02):        # not for ever: its user may be waiting for us
             try: old.close()
@@ -219,7 +225,9 @@ def load(self:Session):
         if self._files.lock is None: return self._open() if self.dir.exists() else self._blank()
         was = self.state, self.writes, self._new
         try: self._load()
-        except BaseException: self.state, self.writes, self._new = was; raise
+        except BaseException:
+            self.state, self.writes, self._new = was
+            raise
 
 @patch
 def _load(self:Session):
@@ -410,7 +418,9 @@ def _retain(self:Session):
     "Let go of traces that `retention` doesn't want and the saved state doesn't need"
     texts, r = self._texts, self.retention
     if not self._log._stopped: self._log.drop(self._outlived(self._log, r.bytes))
-    if texts is not None and not texts.log._stopped and texts.log.drop(self._outlived(texts.log, r.texts)): texts.stale(); self.stored.drop()
+    if texts is not None and not texts.log._stopped and texts.log.drop(self._outlived(texts.log, r.texts)):
+        texts.stale()
+        self.stored.drop()
 
 # %% ../../nbs/82_session.ipynb #close
 @patch

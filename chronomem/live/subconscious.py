@@ -90,7 +90,8 @@ class Subconscious(nn.Module):
         self.enter = nn.Linear(4*self.seen if c.usual else self.seen, c.core.d_in)
         self.core = Core(c.core)
         self.blend = nn.Linear(d, c.core.d_in, bias=False)
-        self.register_buffer('mean', torch.zeros(self.seen)); self.register_buffer('var', torch.ones(self.seen))
+        self.register_buffer('mean', torch.zeros(self.seen))
+        self.register_buffer('var', torch.ones(self.seen))
         self.register_buffer('tune', torch.tensor([[1., 0.]]).repeat(len(c.heads), 1))
         self.weigh = {'fixed': None, 'learned': nn.Parameter(torch.tensor(c.weights).log()), 'input': nn.Linear(c.core.d_in, len(c.at))}[c.merge]
         self.resonance = Resonance(c.resonance) if c.echo else None

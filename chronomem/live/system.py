@@ -31,7 +31,9 @@ def _feelings(self:ChronoSystem):
         self.map = torch.nn.Linear(c.d+n, w.shape[1]).to(w.device).requires_grad_(False)
     self.map.weight.mul_(w.norm(dim=1).mean().item()/(w.shape[1]/3)**.5)
     step, self.felt = l.step, None
-    def kept(t, x=None): self.felt, d = out = step(t, x); return out
+    def kept(t, x=None):
+        self.felt, d = out = step(t, x)
+        return out
     l.step = kept
 
 # %% ../../nbs/89_system.ipynb #answer
@@ -125,9 +127,13 @@ def ask(self:ChronoSystem,
 @patch
 def step_learning(self:ChronoSystem) -> int: # texts it was fed
     "Let the learner read what was told since the last time"
-    if not (self.config.learn and self.learner): self.lessons.clear(); return 0
+    if not (self.config.learn and self.learner):
+        self.lessons.clear()
+        return 0
     n = 0
-    while self.lessons: self.learner.feed(self.lessons.popleft()); n += 1
+    while self.lessons:
+        self.learner.feed(self.lessons.popleft())
+        n += 1
     return n
 
 # %% ../../nbs/89_system.ipynb #forget

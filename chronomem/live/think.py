@@ -65,7 +65,9 @@ def _hold(self:Session, state):
     was, self.state = self.state, state
     if self.incognito: return
     try: self.save()
-    except BaseException: self.state = was; raise
+    except BaseException:
+        self.state = was
+        raise
 
 @patch
 def forget_thoughts(self:Session,

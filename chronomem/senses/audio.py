@@ -124,7 +124,8 @@ def clean_audio(
     full = 1 - 1.5/scale if scale else .9999
     y = x.astype(np.float64)
     if scale: y = (y - 128*(x.dtype == np.uint8))/scale
-    good = np.isfinite(y); y = np.where(good, y, 0.)
+    good = np.isfinite(y)
+    y = np.where(good, y, 0.)
     peak, clipped = np.abs(y).max(), (np.abs(y) >= full).mean()
     y, opposed = zip(*to_mono(y[i:i+rate//4].clip(-1, 1) for i in range(0, len(y), rate//4)))
     share = sum(len(b) for b, o in zip(y, opposed) if o)/len(x)

@@ -106,7 +106,9 @@ def _zero_length(path):
 
 class _Lengthless(io.FileIO):
     "A file of which four bytes read as the largest number"
-    def __init__(self, path, at): super().__init__(path); self.at = at
+    def __init__(self, path, at):
+        super().__init__(path)
+        self.at = at
     def readinto(self, buffer):
         start, n = self.tell(), super().readinto(buffer)
         for i in range(max(start, self.at), min(start + n, self.at + 4)): memoryview(buffer).cast('B')[i-start] = 255
@@ -118,7 +120,9 @@ class _Streamed(sf.SoundFile):
         self.bytes = open(path, 'rb') if at is None else _Lengthless(path, at)
         super().__init__(self.bytes)
     def seekable(self): return False
-    def close(self): super().close(); self.bytes.close()
+    def close(self):
+        super().close()
+        self.bytes.close()
 
 # %% ../../nbs/13_sources.ipynb #open-sound
 _UNKNOWN = 1 << 60
@@ -278,7 +282,9 @@ def _pump(self:Watchdog):
         if self.over: return
         with self.lock:
             self.inbox.append(r)
-            if len(self.inbox) > self.depth: self.inbox.popleft(); self.report['lost'] += 1
+            if len(self.inbox) > self.depth:
+                self.inbox.popleft()
+                self.report['lost'] += 1
 
 @patch
 def close(self:Watchdog):
@@ -305,7 +311,9 @@ def poll(self:Watchdog) -> list:
     "What has come since the last call, gaps and end included; never waits"
     if self.over: return []
     self.start()
-    with self.lock: got = [*self.inbox]; self.inbox.clear()
+    with self.lock:
+        got = [*self.inbox]
+        self.inbox.clear()
     now, out, p, lost = self.clock.now(), [], self.period, self.report['lost']
     for r in got:
         if r.t - self.due > p*self.source.slack > 0: out.append(self._gap(r.t-self.due, 'nothing came' if self.report['lost'] == self.told else 'overflow'))
@@ -348,7 +356,9 @@ class RawRing:
         self.seconds, self.period, self.at = seconds, period, 0
         self.t, self.data = torch.full((n,), math.nan, dtype=torch.float64), torch.zeros(n, *shape, dtype=dtype)
     def __len__(self): return int((~self.t.isnan()).sum())
-    def wipe(self): self.t.fill_(math.nan); self.data.zero_()
+    def wipe(self):
+        self.t.fill_(math.nan)
+        self.data.zero_()
 
 # %% ../../nbs/13_sources.ipynb #ring-push
 @patch

@@ -56,7 +56,8 @@ def forward(self:SileroVAD,
     memory, context, ps = state.memory.transpose(0, 1).contiguous(), state.context, [state.p]
     for w in x.split(512, 1)[:x.shape[1]//512]:
         p, memory = self.net(torch.cat([context, w], 1), memory)
-        ps.append(p[:, 0]); context = w[:, -64:]
+        ps.append(p[:, 0])
+        context = w[:, -64:]
     ends = (wait + n*torch.arange(1, frames.shape[1] + 1, device=x.device))//512
     rest = x[:, x.shape[1]//512*512:]
     return VADState(memory=memory.transpose(0, 1).contiguous(), context=context, waiting=F.pad(rest, (0, 512 - rest.shape[1])), p=ps[-1],

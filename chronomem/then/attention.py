@@ -108,7 +108,9 @@ def within(
     out, left = [], float('inf') if budget is None else budget
     for kv in kvs:
         n = int(kv.mask.sum())
-        if n <= left: out.append(kv); left -= n
+        if n <= left:
+            out.append(kv)
+            left -= n
     return out
 
 # %% ../../nbs/43_attention.ipynb #line-up-rows
@@ -168,8 +170,11 @@ def get(self:KVCache, key):
     "The stored text of this name, or None"
     with self._lock:
         kv = self._all.get(key)
-        if kv is None: self.misses += 1; return None
-        self.hits += 1; self._all.move_to_end(key)
+        if kv is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._all.move_to_end(key)
         return kv
 
 @patch
@@ -184,7 +189,8 @@ def put(self:KVCache, key, kv):
     with self._lock:
         self._drop(key)
         if kv.nbytes > self.bytes: return kv
-        self._all[key] = kv; self.nbytes += kv.nbytes
+        self._all[key] = kv
+        self.nbytes += kv.nbytes
         while self.nbytes > self.bytes: self._drop(next(iter(self._all)))
     return kv
 
@@ -202,7 +208,9 @@ def drop(self:KVCache, key):
 @patch
 def clear(self:KVCache):
     "Forget all; needed when the model's weights or adapters have changed"
-    with self._lock: self._all.clear(); self.nbytes = 0
+    with self._lock:
+        self._all.clear()
+        self.nbytes = 0
 
 @patch
 def get_or(self:KVCache, key, make):

@@ -167,7 +167,9 @@ def take(
     lock = dir if isinstance(dir, DirLock) else DirLock(dir)
     try:
         if lock.acquire(timeout).in_place(): return lock
-    except BaseException: lock.release(); raise
+    except BaseException:
+        lock.release()
+        raise
     lock.release()
     raise StateError(f'{lock.path} was wiped while it was opened; open it again')
 

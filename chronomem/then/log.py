@@ -44,7 +44,8 @@ def record_dtype(
     "The layout of a record as one NumPy structured type"
     offsets, types, at = [0, 4, 8, 16, 24, 32], [*_HEAD.values()], ALIGN
     for shape,dt in parse_fields(fields).values():
-        types.append((torch.empty(0, dtype=_CARRIER.get(dt, dt)).numpy().dtype.newbyteorder('<'), shape)); offsets.append(at)
+        types.append((torch.empty(0, dtype=_CARRIER.get(dt, dt)).numpy().dtype.newbyteorder('<'), shape))
+        offsets.append(at)
         at += -(-np.dtype(types[-1]).itemsize//ALIGN)*ALIGN
     return np.dtype(dict(names=[*_HEAD, *fields], formats=types, offsets=offsets, itemsize=at))
 
@@ -85,13 +86,17 @@ _SEEK = threading.Lock()                          # where there is no pread, see
 def pread(fd, n, offset):
     "Up to `n` bytes at an offset"
     if hasattr(os, 'pread'): return os.pread(fd, n, offset)
-    with _SEEK: os.lseek(fd, offset, os.SEEK_SET); return os.read(fd, n)
+    with _SEEK:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.read(fd, n)
 
 class Disk:
     "The calls that change files; replace it to record them or to make them fail"
     def pwrite(self, fd, data, offset):
         if hasattr(os, 'pwrite'): return os.pwrite(fd, data, offset)
-        with _SEEK: os.lseek(fd, offset, os.SEEK_SET); return os.write(fd, data)
+        with _SEEK:
+            os.lseek(fd, offset, os.SEEK_SET)
+            return os.write(fd, data)
     def fdatasync(self, fd): getattr(os, 'fdatasync', os.fsync)(fd)
     def fsync(self, dir): _sync_dir(dir)
     def rename(self, old, new): os.rename(old, new)
@@ -106,7 +111,9 @@ class Disk:
 # %% ../../nbs/40_log.ipynb #segment
 class Segment:
     "One file: a header page, the slots `first:end`, one slot for the closing mark"
-    def __init__(self, number, fd, first, end, dtype): store_attr(); self.map = b''
+    def __init__(self, number, fd, first, end, dtype):
+        store_attr()
+        self.map = b''
     def size(self): return os.fstat(self.fd).st_size
     def offset(self, seq): return HEADER + (seq-self.first)*self.dtype.itemsize
     def raw(self, lo, hi):
@@ -154,7 +161,9 @@ def _ready(self:TraceLog, write=False):
 def _or_stop(self:TraceLog):
     "What fails half way must not be written after: the files say more than this object knows"
     try: yield
-    except BaseException as e: self._stopped = repr(e); raise
+    except BaseException as e:
+        self._stopped = repr(e)
+        raise
 
 @patch
 def _drop(self:TraceLog):
@@ -172,7 +181,8 @@ def close(self:TraceLog,
     with self._mutex:
         try:
             if mark and self.segs and self.mode == 'a' and self._dirty and not self._stopped and self._pid == os.getpid():
-                rec = np.zeros(1, self.dtype); rec['flags'], rec['time'] = MARK, self.last_time
+                rec = np.zeros(1, self.dtype)
+                rec['flags'], rec['time'] = MARK, self.last_time
                 self._commit(self.segs[-1], seal(rec, self.n, self.n, self.tag))
         finally: self._drop()
 
@@ -254,7 +264,9 @@ def create(cls:TraceLog,
         self.n = first
         if first: self._floor(first)
         self._new_segment(capacity or self._first_size(), created, first)
-    except BaseException: self._drop(); raise
+    except BaseException:
+        self._drop()
+        raise
     return self
 
 # %% ../../nbs/40_log.ipynb #pack
@@ -379,7 +391,9 @@ def _out(self:TraceLog, rec, ok, seqs, bad):
     if not ok.all():
         i = int(seqs[~ok][0])
         if bad == 'raise': raise StateError(f"record {i} at {self.pointer(i)} is damaged, {(~ok).sum()} in this read; bad='mask' skips them")
-        rec = rec.copy(); rec.view(np.uint8).reshape(len(rec), -1)[~ok] = 0; rec['seq'] = seqs
+        rec = rec.copy()
+        rec.view(np.uint8).reshape(len(rec), -1)[~ok] = 0
+        rec['seq'] = seqs
     cols = {k: torch.from_numpy(rec[k]).view(dt) for k,(_,dt) in self.fields.items()}
     return AttrDict(seq=torch.from_numpy(rec['seq']), time=torch.from_numpy(rec['time']), valid=torch.from_numpy(ok), **cols)
 
@@ -456,12 +470,15 @@ def _recover(self:TraceLog):
     s, scan, name = self.segs[-1], self._scan(), None
     if self.mode == 'a' and scan.tail:
         fd = self._file(name := f'{s.number:08d}.torn', 'O_CREAT', 'O_RDWR')
-        try: self.disk.write(fd, scan.tail, os.fstat(fd).st_size); self.disk.fdatasync(fd)
+        try:
+            self.disk.write(fd, scan.tail, os.fstat(fd).st_size)
+            self.disk.fdatasync(fd)
         finally: os.close(fd)
         self.disk.fsync(self.dir)
         self.disk.write(s.fd, bytes(len(scan.tail)), s.offset(scan.end+scan.closed))
     if self.mode == 'a' and (scan.tail or scan.end > scan.watermark):
-        self.disk.write(s.fd, s.raw(scan.watermark, scan.end), s.offset(scan.watermark)); self.disk.fdatasync(s.fd)
+        self.disk.write(s.fd, s.raw(scan.watermark, scan.end), s.offset(scan.watermark))
+        self.disk.fdatasync(s.fd)
     self.n = scan.end
     self.last_time = self._time_at(self.n-1)
     self.report = AttrDict(records=self.n, watermark=scan.watermark, clean=scan.closed and not scan.tail,
@@ -514,12 +531,16 @@ def _mend(self:TraceLog, owner, fingerprint):
     "Keep the last readable segments that follow each other, and set the floor to where they begin"
     for name in self._names():
         try: self._header(int(name[:8]), name, owner, fingerprint)
-        except StateError as e: os.close(self.segs.pop().fd); problem = e
+        except StateError as e:
+            os.close(self.segs.pop().fd)
+            problem = e
     if not self.segs: raise problem
     follows = lambda a, b: a.number+1 == b.number and a.first <= b.first <= a.end
     k = next((i for i in reversed(range(1, len(self.segs))) if not follows(*self.segs[i-1:i+1])), 0)
     old, names = self.segs[:k], {f'{s.number:08d}.seg' for s in self.segs[k:]}
-    for s in old: self.segs.remove(s); os.close(s.fd)
+    for s in old:
+        self.segs.remove(s)
+        os.close(s.fd)
     if self.mode == 'a':
         self._floor(self.first)
         for n in {*self._names()} - names: self.disk.unlink(self.dir/n)
@@ -542,8 +563,13 @@ def open(cls:TraceLog,
     if mode not in ('a', 'r'): raise StateError(f"mode: got {mode!r}, expected 'a' or 'r'")
     if not os.path.isdir(dir): raise StateError(f'dir: no trace log in {os.fspath(dir)}')
     self = cls(dir, mode, disk, allow_nan, largest)
-    try: self._enter(); (self._mend if mend else self._load)(owner, fingerprint); self._recover()
-    except BaseException: self._drop(); raise
+    try:
+        self._enter()
+        (self._mend if mend else self._load)(owner, fingerprint)
+        self._recover()
+    except BaseException:
+        self._drop()
+        raise
     return self
 
 # %% ../../nbs/40_log.ipynb #verify
@@ -554,7 +580,8 @@ def verify(self:TraceLog)->AttrDict: # counts, sequence numbers of damaged recor
     bad, t = [], np.zeros(0)
     for lo in range(self.first, self.n, 4096):
         rec, ok = self._fetch(lo, min(lo+4096, self.n))
-        bad += (lo+np.flatnonzero(~ok)).tolist(); t = np.append(t, rec['time'][ok])
+        bad += (lo+np.flatnonzero(~ok)).tolist()
+        t = np.append(t, rec['time'][ok])
     return AttrDict(records=self.n-self.first, valid=self.n-self.first-len(bad), damaged=bad, out_of_order=int((np.diff(t) < 0).sum()),
                     segments=len(self.segs), bytes=sum(s.size() for s in self.segs))
 
@@ -619,7 +646,9 @@ def wipe_log(
             out.files, out.bytes = out.files+1, out.bytes + (self.dir/n).lstat().st_size
             self.disk.unlink(self.dir/n)
         out.left = self._names(r'(?!\.lock$).*')
-        if not out.left: self.disk.unlink(self.dir/'.lock'); os.rmdir(self.dir)
+        if not out.left:
+            self.disk.unlink(self.dir/'.lock')
+            os.rmdir(self.dir)
         else: self.disk.fsync(self.dir)
     finally: self._drop()
     return out

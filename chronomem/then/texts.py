@@ -68,12 +68,16 @@ def passages(
     "Cut a row into records; together they are the row"
     out, lo = [], 0
     for a, b, role in said:
-        while a-lo >= PASSAGE: out.append((lo, lo+PASSAGE, lo, lo, '')); lo += PASSAGE
+        while a-lo >= PASSAGE:
+            out.append((lo, lo+PASSAGE, lo, lo, ''))
+            lo += PASSAGE
         while lo < b:
             hi = _until(lo, a, b, ends)
             out.append((lo, hi, max(a, lo), hi, role))
             lo = hi
-    if out and n-out[-1][0] <= PASSAGE: out[-1] = (out[-1][0], n, *out[-1][2:]); lo = n
+    if out and n-out[-1][0] <= PASSAGE:
+        out[-1] = (out[-1][0], n, *out[-1][2:])
+        lo = n
     return out + [(i, min(i+PASSAGE, n), i, i, '') for i in range(lo, n, PASSAGE)]
 
 # %% ../../nbs/46_texts.ipynb #pack
@@ -250,4 +254,6 @@ def rows(self:Texts):
             if z > a: row.said.append((a, z, ROLES[int(b.role[i])]))
             row.ids += b.ids[i, :int(b.used[i])].tolist()
             row.records.append({k: v[i] for k, v in b.items() if k not in ('seq', 'time', 'valid')})
-            if b.left[i] == 0: yield row; row = None
+            if b.left[i] == 0:
+                yield row
+                row = None

@@ -251,7 +251,8 @@ def fit_temperature(logits, targets) -> float:
     nll = (lambda x: F.cross_entropy(x, targets)) if logits.ndim == 2 else (lambda x: F.binary_cross_entropy_with_logits(x, targets.double()))
     def closure():
         opt.zero_grad()
-        l = nll(logits*b.exp()); l.backward()
+        l = nll(logits*b.exp())
+        l.backward()
         return l
     opt.step(closure)
     return (-b.detach()).exp().item()

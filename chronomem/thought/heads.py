@@ -69,6 +69,9 @@ def fit_platt(
     w = torch.tensor([1., 0.], dtype=torch.float64, requires_grad=True)
     opt = torch.optim.LBFGS([w], max_iter=50, line_search_fn='strong_wolfe')
     def closure():
-        opt.zero_grad(); l = F.binary_cross_entropy_with_logits(w[0]*x + w[1], y) + 1e-4*(w[0]-1)**2; l.backward(); return l
+        opt.zero_grad()
+        l = F.binary_cross_entropy_with_logits(w[0]*x + w[1], y) + 1e-4*(w[0]-1)**2
+        l.backward()
+        return l
     opt.step(closure)
     return tuple(w.detach().tolist())

@@ -80,7 +80,8 @@ class Within(torch.autograd.Function):
         low,  # Lower bound
         high  # Upper bound
     ):
-        ctx.save_for_backward(x); ctx.bounds = low, high
+        ctx.save_for_backward(x)
+        ctx.bounds = low, high
         return x.clamp(low, high)
     @staticmethod
     def backward(ctx, g):
@@ -100,7 +101,8 @@ class Sync(nn.Module):
         period:float=20.         # Ticks of one swing
     ):
         super().__init__()
-        _one_of('measure', measure, MEASURES); _one_of('drift', drift, DRIFTS)
+        _one_of('measure', measure, MEASURES)
+        _one_of('drift', drift, DRIFTS)
         self.measure, self.drift, self.half_life, self.period = measure, drift, half_life, period
         self.decay = nn.Parameter(torch.zeros(pairs.shape[1]))
         self.register_buffer('pairs', pairs.flatten().clone())

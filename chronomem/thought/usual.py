@@ -96,5 +96,6 @@ def compare(
         one = both[:, :x.shape[2]]
         usual, lately = accustom(usual, one, v, sound), accustom(lately, both, v, sound, still)
         (mean, var), (m, s) = told(usual), told(lately)
-        odd.append(torch.cat([((one-mean)*var.rsqrt()).clamp(-6, 6), mean, var.log()], -1)); pool.append(torch.cat([m, s.log()], -1))
+        odd.append(torch.cat([((one-mean)*var.rsqrt()).clamp(-6, 6), mean, var.log()], -1))
+        pool.append(torch.cat([m, s.log()], -1))
     return Usual(slow=usual, lately=lately, last=x[:, -1], batch_size=state.batch_size), torch.stack(odd, 1), torch.stack(pool, 1)
