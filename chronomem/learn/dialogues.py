@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from tqdm.auto import trange
 from ..backbone.model import ChronoModel, _use
-from ..backbone.reader import Example, _batch, _noted, learn_to_read, mean_losses
+from ..backbone.reader import MANY, Example, _batch, _noted, learn_to_read, mean_losses
 from .private_state import is_held_out
 
 # %% ../../nbs/77b_dialogues.ipynb #read
@@ -184,7 +184,7 @@ def _judge(model, reader, learned, held, seed=0):
 def fit(self:ChronoModel,
     dialogues,             # as from `read_dialogues`, or the paths of such files
     minutes:float=10.,     # of learning
-    updates:int=2000,      # at most
+    updates:int=MANY,      # at most; a small model makes 18,000 in an hour
     rate:float=1e-3,       # of AdamW at the beginning
     batch:int=8,           # questions in an update
     rank:int=8,            # of the weights
