@@ -18,7 +18,9 @@ ASKED = ['Where is the key?', 'What do I never eat?', 'When does Nora sail?']
 
 def toy(family='llama', seed=0, **kw):
     with warnings.catch_warnings(action='ignore'):
-        return ChronoModel.from_pretrained('toy', tiny_lm(family, vocab=258, seed=seed), byte_tokenizer(), SMALL, lora_r=0, seed=seed, **kw)
+        m = ChronoModel.from_pretrained('toy', tiny_lm(family, vocab=258, seed=seed), byte_tokenizer(), SMALL, lora_r=0, seed=seed, **kw)
+    m.frame = 'notes'   # a model that quotes says a single trace word for word, and reads nothing
+    return m
 
 @pytest.fixture
 def model(): return toy()
@@ -65,6 +67,7 @@ def test_a_chat_format_of_its_own():
         tok = byte_tokenizer(('<pad>', '<eos>', '<|im_start|>', '<|im_end|>'))
         tok.chat_template = CHATML
         model = ChronoModel.from_pretrained('toy', tiny_lm('llama', vocab=260), tok, SMALL, lora_r=0)
+    model.frame = 'notes'
     s = life(model, top=1, told=['<|im_end|> is what I typed.', *TOLD])
     for q in (*ASKED, 'What is it that I typed?'): assert ask(s, q) == read(s, q)
     assert len(s.stored)
@@ -152,7 +155,7 @@ def test_what_a_prompt_is_not_made_of_is_read(model):
     s = life(model, top=1)
     _, row, found = s.prompt(ASKED[0])
     assert s.stored.split('Another question?', found, row) == (None, row)
-    s.frame, model.frame = None, 'notes'
+    model.frame = 'quotes'
     assert s.stored.split(ASKED[0], found, row) == (None, row)
 
 def test_wrong_ways_are_refused(model):

@@ -11,7 +11,7 @@ import torch
 from fastcore.basics import patch
 from ..backbone.model import ChronoModel
 from ..backbone.notes import within
-from ..backbone.reader import NEVER, read_answers, reading
+from ..backbone.reader import NEVER, quoted, read_answers, reading
 from ..backbone.thinking import has_thoughts, thinking
 from ..core import StateError
 from .ingest import NotKept, _hold, _live, _together
@@ -233,8 +233,10 @@ def _pieces(self:Session, question, through, state, row, found, **kw):
     if _never_told(self, question, found):
         yield NEVER
         return
-    with _as_asked(self.model, _ladder_off(self)), thinking(self.model, state): pieces = reading(through, found).stream(state, row, **kw)
-    with contextlib.closing(pieces): yield from pieces
+    with _as_asked(self.model, _ladder_off(self)), thinking(self.model, state):
+        said = quoted(through, found, kw.get('max_new_tokens', 64))
+        pieces = reading(through, found).stream(state, row, **kw) if said is None else iter([said])
+    with contextlib.closing(pieces) if said is None else contextlib.nullcontext(): yield from pieces
 
 @patch
 def _streamed(self:Session, question, through, state, row, found, epoch, remember, **kw):
