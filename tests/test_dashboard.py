@@ -194,7 +194,7 @@ def ruled(writing, reading):
 def test_rules_of_the_ladder_act_and_are_put_back(make):
     from chronomem.ladder.reading import ReadingConfig
     from chronomem.ladder.writing import WritingConfig
-    m = ruled(WritingConfig(when=('surprise', 'clock', 'clock'), promote=1), ReadingConfig(attend=True))
+    m = ruled(WritingConfig(when=('surprise',)), ReadingConfig(attend=True))
     run, memory = make(model=m), m.lm.memory
     assert [*run.locked] == ['cadences'] and (run.settings.margin, run.settings.look) == (1.25, .5)
     run.step().result(60)

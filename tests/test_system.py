@@ -177,7 +177,8 @@ with ChronoModel.default().session('ann', sys.argv[2], recall='traces') as s: pr
 def test_ctrl_c_ends_life_and_another_process_answers(tmp_path):
     "The last line sums it up; what was heard is found by its time in a process that heard nothing"
     here = os.path.dirname(__file__)
-    p = subprocess.Popen([sys.executable, '-c', LIVE, here, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    fresh = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell may start us with Ctrl-C ignored
+    p = subprocess.Popen([sys.executable, '-c', LIVE, here, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=fresh)
     seen = []
     for x in p.stdout:
         seen.append(x.strip())
