@@ -84,8 +84,9 @@ OWN = ("where did I leave my keys", "What's the name of my sister's new boyfrien
 WORLD = ("what's the tallest mountain in europe", 'Write me a haiku about trees.', 'how do I fix a flat tyre', 'Why is gold so expensive?', 'ok thanks',
          'It rained all day, so I stayed in.', 'What should I wear to a wedding?', 'how many feet in a mile', 'Who was the first king of Norway?', 'In what year did Mozart move to Vienna?')
 
-_ASKS = re.compile(r"[?？]|^\W*(?:(?:and|but|so|ok|hey|again)\W+)*(?:who|whose|whom|what|when|where|which|why|how|is|are|am|was|were|do|does|did|can|could|will|would|should|have|has|had)(?:\b|s\b|'s\b)", re.I)
-_MINE = re.compile(r"^\W*(?:(?:and|but|so|ok|hey|again)\W+)*(?:(?:who|what|when|where|which|whose|how (?:old|tall|long|big|many|much))\b.{0,30}?(?:\b(?:is|are|was|were)|'s|s) my\b"
+_SO = r'^\W*(?:(?:and|but|so|ok|hey|again)\W+)*'   # what may stand before a question
+_ASKS = re.compile(r"[?？]|" + _SO + r"(?:who|whose|whom|what|when|where|which|why|how|is|are|am|was|were|do|does|did|can|could|will|would|should|have|has|had)(?:\b|s\b|'s\b)", re.I)
+_MINE = re.compile(_SO + r"(?:(?:who|what|when|where|which|whose|how (?:old|tall|long|big|many|much))\b.{0,30}?(?:\b(?:is|are|was|were)|'s|s) my\b"
                    r"|(?:who|when|where|which|what|whose)(?: \w+){0,2} (?:did|have|was|am) i\b|where do i\b)", re.I)
 
 @patch

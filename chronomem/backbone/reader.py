@@ -170,7 +170,8 @@ def quoted(
     found,                # the traces that the prompt holds
     max_new_tokens:int=64 # longest quotation
 )->str:                   # None: the model has to read
-    "What was told, word for word, where the model would only quote a single note"
+    "What was told, word for word, where the model would only quote a single note. Raises ValueError if nothing may be said"
+    if max_new_tokens < 1: raise ValueError(f'max_new_tokens: got {max_new_tokens}, expected at least 1')
     if len(found) != 1 or not (lead := model.lead()): return None
     text = found[0].text.strip()
     places = model._spell(text, False)[1]
