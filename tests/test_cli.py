@@ -134,6 +134,7 @@ def test_stopped_in_an_answer_in_a_write_and_at_the_prompt(home, model):
     put(p, '/tell I like tea.\n')
     reads(p, 'default> ')
     p.send_signal(signal.SIGINT)
+    p.wait(20)   # before its input is closed, which would let it leave with 0
     ends(p, 130, 'stopped; this is not remembered\nchronomem chat: interrupted; what was told before is kept', 2)
     assert age(model, 'ada', home) == 3
 
