@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['WIDTHS', 'SLOTS', 'PHASES', 'GATES', 'TAG', 'TIME', 'BOUND', 'MIX', 'LadderConfig', 'cadences', 'LadderState',
-           'WriteLog', 'time_features', 'by_recency', 'HardWrite', 'mlp_bridge', 'Rung', 'Writing', 'Reading',
-           'CadenceLadder']
+           'WriteLog', 'time_features', 'by_recency', 'HardWrite', 'mlp_bridge', 'Rung', 'Now', 'WriteDecision',
+           'Writing', 'Written', 'Reading', 'CadenceLadder']
 
 # %% ../../nbs/20_ladder.ipynb #imports
 import functools, math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from tensordict import TensorDict, tensorclass
@@ -32,12 +34,15 @@ class LadderConfig(Config):
 # %% ../../nbs/20_ladder.ipynb #validate
 @patch
 def validate(self:LadderConfig):
-    n, rise = len(self.taus), all(a < b for a, b in zip(self.taus, self.taus[1:]))
+    n = len(self.taus)
+    rise = all(a < b for a, b in zip(self.taus, self.taus[1:]))
     self.need('taus', n > 0 and rise and self.taus[0] >= 1, 'strictly increasing cadences, each >= 1')
-    for k, low in dict(dims=1, slots=1, phases=0).items():
-        v = getattr(self, k)
-        self.need(k, len(v) == n and min(v) >= low, f'{n} entries, one per rung, each >= {low}')
-    for k in ('tokens', 'hidden'): self.need(k, getattr(self, k) >= 1, 'at least 1')
+    for name, low in dict(dims=1, slots=1, phases=0).items():
+        values = getattr(self, name)
+        sound = len(values) == n and min(values) >= low
+        self.need(name, sound, f'{n} entries, one per rung, each >= {low}')
+    for name in ('tokens', 'hidden'):
+        self.need(name, getattr(self, name) >= 1, 'at least 1')
 
 # %% ../../nbs/20_ladder.ipynb #cadences
 def cadences(
@@ -45,25 +50,35 @@ def cadences(
     kind:str='geometric'   # 'geometric': 1, 4, 16, ...; 'fibonacci': 1, 2, 3, 5, ...
 ) -> tuple:
     "Cadences of n rungs, fastest first"
-    if kind not in ('geometric', 'fibonacci'): raise ValueError(f"kind: got {kind!r}, expected 'geometric' or 'fibonacci'")
-    a, b, fib = 1, 2, []
+    if kind not in ('geometric', 'fibonacci'):
+        raise ValueError(f"kind: got {kind!r}, expected 'geometric' or 'fibonacci'")
+    if kind == 'geometric': return tuple(4**i for i in range(n))
+    fib, a, b = [], 1, 2
     for _ in range(n):
         fib.append(a)
         a, b = b, a+b
-    return tuple(4**i for i in range(n)) if kind == 'geometric' else tuple(fib)
+    return tuple(fib)
 
+# %% ../../nbs/20_ladder.ipynb #of
 @patch(cls_method=True)
-def of(cls:LadderConfig, rungs:int=5, kind:str='geometric', **kw):
+def of(cls:LadderConfig,
+    rungs:int=5,            # 1 to 7
+    kind:str='geometric',   # As in `cadences`
+    **kw                    # Other settings; they win
+) -> LadderConfig:
     "A ladder of 1 to 7 rungs with the widths, slots and phases of the default one"
-    if not 1 <= rungs <= len(WIDTHS): raise ValueError(f'rungs: got {rungs}, expected 1 to {len(WIDTHS)}')
-    return cls(**dict(taus=cadences(rungs, kind), dims=WIDTHS[:rungs], slots=SLOTS[:rungs], phases=PHASES[:rungs]) | kw)
+    if not 1 <= rungs <= len(WIDTHS):
+        raise ValueError(f'rungs: got {rungs}, expected 1 to {len(WIDTHS)}')
+    taus = cadences(rungs, kind)
+    shape = dict(taus=taus, dims=WIDTHS[:rungs], slots=SLOTS[:rungs], phases=PHASES[:rungs])
+    return cls(**shape | kw)
 
 # %% ../../nbs/20_ladder.ipynb #state
 @tensorclass
 class LadderState:
     "What a ladder remembers for a batch of sessions"
     t: torch.Tensor    # Inferences each session has lived, [B]
-    rungs: TensorDict  # Name -> latents `z` [B,S,D], inference of their last write `born` [B,S], -1: empty; and what rules add
+    rungs: TensorDict  # Name -> `z` latents [B,S,D], `born` inference of last writes [B,S], -1: empty; rules add more
     thoughts: TensorDict = None  # What was kept by will, as `Thoughts` of room 28 writes it; no rung touches it
 
 @tensorclass
@@ -76,83 +91,123 @@ class WriteLog:
 
 # %% ../../nbs/20_ladder.ipynb #blank
 def _packed(t, rungs, thoughts=None):
-    held = TensorDict({n: TensorDict(r, [len(t)]) for n, r in rungs.items()}, [len(t)])
-    return LadderState(t=t, rungs=held, thoughts=thoughts, batch_size=[len(t)])
+    "A `LadderState` from plain dicts"
+    B = len(t)
+    held = TensorDict({name: TensorDict(rung, [B]) for name, rung in rungs.items()}, [B])
+    return LadderState(t=t, rungs=held, thoughts=thoughts, batch_size=[B])
 
-def _blank(batch, shapes, device, fields=lambda s, d: {}):
-    new = lambda s, d: dict(z=((s, d), 0.), born=((s,), -1), **fields(s, d))
-    r = {n: {k: torch.full((batch, *x), v, device=device) for k, (x, v) in new(*sd).items()} for n, sd in shapes.items()}
-    return _packed(torch.zeros(batch, dtype=torch.long, device=device), r)
+def _blank(batch, shapes, device, fields=None):
+    "Nothing remembered; `fields` says what a rule adds to a rung: (slots, width) -> name -> (shape, fill)"
+    rungs = {}
+    for name, (slots, width) in shapes.items():
+        added = fields(slots, width) if fields else {}
+        entries = dict(z=((slots, width), 0.), born=((slots,), -1), **added)
+        rungs[name] = {}
+        for key, (shape, fill) in entries.items():
+            rungs[name][key] = torch.full((batch, *shape), fill, device=device)
+    return _packed(torch.zeros(batch, dtype=torch.long, device=device), rungs)
 
+# %% ../../nbs/20_ladder.ipynb #fits
 def _fits(state, shapes):
-    if not isinstance(state, LadderState): raise TypeError(f'state: got {type(state).__name__}, expected a LadderState from init()')
-    if state.t.ndim != 1: raise ValueError(f'state: got batch {list(state.t.shape)}, expected [B]; keep the row dimension with state[i:i+1]')
-    got = {n: tuple(r['z'].shape[1:]) for n, r in state.rungs.items()}
-    if got != shapes: raise ValueError(f'state: got rungs (slots, width) {got}, expected {shapes}: it belongs to another config')
+    "Refuses what isn't a batch of states of a ladder of these shapes"
+    if not isinstance(state, LadderState):
+        raise TypeError(f'state: got {type(state).__name__}, expected a LadderState from init()')
+    if state.t.ndim != 1:
+        batch = list(state.t.shape)
+        raise ValueError(f'state: got batch {batch}, expected [B]; keep the row dimension with state[i:i+1]')
+    got = {name: tuple(rung['z'].shape[1:]) for name, rung in state.rungs.items()}
+    if got != shapes:
+        raise ValueError(f'state: got rungs (slots, width) {got}, expected {shapes}: it belongs to another config')
 
 # %% ../../nbs/20_ladder.ipynb #time
 @functools.cache
 def _waves(dim, device): return 2*math.pi/2.0**torch.arange(2, (dim-2)//2+2, device=device)
 
 def time_features(
-    age,         # Inferences, any shape
-    dim:int=16   # Numbers per age, even; 16 has periods 4 to 512, the logarithm covers the rest
-):               # [..., dim]
+    age:torch.Tensor,  # Inferences, any shape
+    dim:int=16         # Numbers per age, even; 16 has periods 4 to 512, the logarithm covers the rest
+) -> torch.Tensor:     # [...,dim]
     "Log, reciprocal and sinusoids of periods 4, 8, 16, ... inferences"
     if dim < 2 or dim % 2: raise ValueError(f'dim: got {dim}, expected an even number >= 2')
     a = age.float()[..., None]
-    w = a*_waves(dim, age.device)
+    w = a*_waves(dim, age.device)  # [...,dim/2-1]
     return torch.cat([torch.log1p(a)/8, 1/(1+a), torch.sin(w), torch.cos(w)], -1)
 
 # %% ../../nbs/20_ladder.ipynb #recency
 def by_recency(
-    z,    # Latents, [B,S,D]
-    born  # Inference of each slot's last write, [B,S]; -1: empty
-):
-    "Slots sorted newest first and flattened: [B,S*D]"
+    z:torch.Tensor,    # Latents, [B,S,D]
+    born:torch.Tensor  # Inference of each slot's last write, [B,S]; -1: empty
+) -> torch.Tensor:     # [B,S*D]
+    "Slots sorted newest first and flattened"
     if z.shape[1] == 1: return z.flatten(1)
     rank = born.argsort(dim=1, descending=True, stable=True)
     return z.gather(1, rank[..., None].expand_as(z)).flatten(1)
 
 # %% ../../nbs/20_ladder.ipynb #hardwrite
 class HardWrite(torch.autograd.Function):
-    "Forward: `new` where `open`, the very bits of `old` elsewhere. Backward: exact for both, straight-through for the probability `p`"
+    """Forward: `new` where `open`, the very bits of `old` elsewhere.
+    Backward: exact for both, straight-through for the probability `p`"""
     @staticmethod
-    def forward(ctx,
-        new,    # Candidates, [B,S,D]
-        old,    # What the slots hold, [B,S,D]
-        p,      # Probability of writing, [B]; receives the straight-through gradient
-        reach,  # Slot a write would go to if due, [B,S] bool
-        open    # Slot it does go to, [B,S] bool; never outside `reach`
-    ):
+    def forward(
+        ctx:torch.autograd.function.FunctionCtx,  # Keeps what `backward` needs
+        new:torch.Tensor,                         # Candidates, [B,S,D]
+        old:torch.Tensor,                         # What the slots hold, [B,S,D]
+        p:torch.Tensor,                           # Probability of writing, [B]; receives the straight-through gradient
+        reach:torch.Tensor,                       # Slot a write would go to if due, [B,S] bool
+        open:torch.Tensor                         # Slot it does go to, [B,S] bool; never outside `reach`
+    ) -> torch.Tensor:                            # [B,S,D]
         ctx.save_for_backward(new, old, reach, open)
         return torch.where(open[..., None], new, old)
     @staticmethod
-    def backward(ctx, g):
+    def backward(
+        ctx:torch.autograd.function.FunctionCtx,  # As `forward` left it
+        g:torch.Tensor                            # Gradient of what `forward` gave, [B,S,D]
+    ) -> tuple:                                   # Gradients of `new`, `old`, `p`; none for the masks
         new, old, reach, open = ctx.saved_tensors
-        o = open[..., None]
-        return g*o, g*~o, ((g*(new-old)).sum(-1)*reach).sum(-1), None, None
+        wrote = open[..., None]
+        gain = (g*(new-old)).sum(-1)              # of a write over a skip, [B,S]
+        return g*wrote, g*~wrote, (gain*reach).sum(-1), None, None
 
-# %% ../../nbs/20_ladder.ipynb #rung
+# %% ../../nbs/20_ladder.ipynb #rung-parts
 GATES = ('hard', 'sample', 'always')  # use; explore; learn what before when
 TAG, TIME, BOUND = 32, 16, 5.         # width of a horizon tag, of time features; largest gate logit
 MIX = 256                             # widest latent whose mixing has a full matrix
 
 def _mixing(n, d):
     "Logits of the share that stays, at first σ(-2)"
-    last = nn.Linear(n if d <= MIX else MIX, d)
+    full = d <= MIX
+    last = nn.Linear(n if full else MIX, d)
     nn.init.zeros_(last.weight)
     nn.init.constant_(last.bias, -2.)
-    return last if d <= MIX else nn.Sequential(nn.Linear(n, MIX, bias=False), last)
+    if full: return last
+    return nn.Sequential(nn.Linear(n, MIX, bias=False), last)
 
-def mlp_bridge(sizes, slots, hidden, dim): return nn.Sequential(nn.Linear(sum(sizes), hidden), nn.GELU(), nn.Linear(hidden, dim))
+def mlp_bridge(
+    sizes:list,   # Widths of the parts of what a rung sees
+    slots:tuple,  # Slots of the faster rungs and its own; this bridge doesn't ask
+    hidden:int,   # Width of the hidden layer
+    dim:int       # Width of the rung's latent
+) -> nn.Module:   # [...,sum(sizes)] -> [...,dim]
+    "One hidden layer over all that a rung sees"
+    return nn.Sequential(nn.Linear(sum(sizes), hidden), nn.GELU(), nn.Linear(hidden, dim))
 
+# %% ../../nbs/20_ladder.ipynb #rung
 class Rung(nn.Module):
     "One autoencoder rung: encodes what it is due to write, gates it, and turns its slots into soft tokens"
-    def __init__(self, c, i, d_in, d_out, bridge=mlp_bridge, extra=0):
+    def __init__(self,
+        c:LadderConfig,              # Shape of the whole ladder
+        i:int,                       # Number of this rung, fastest 0
+        d_in:int,                    # Width of one inference's hidden state
+        d_out:int,                   # Width of a soft token
+        bridge:Callable=mlp_bridge,  # (sizes, slots, hidden, dim) -> module from what a rung sees to a latent
+        extra:int=0                  # Width of what the rule of writing adds to that
+    ):
         super().__init__()
-        self.i, self.tau, self.phase, self.dim, self.slots, self.tokens = i, c.taus[i], c.phases[i], c.dims[i], c.slots[i], c.tokens
-        self.sizes = [d_in, *(d*s for d, s in zip(c.dims[:i+1], c.slots[:i+1])), TAG+2*TIME+extra]
+        self.i = i
+        self.tau, self.phase = c.taus[i], c.phases[i]
+        self.dim, self.slots, self.tokens = c.dims[i], c.slots[i], c.tokens
+        held = [d*s for d, s in zip(c.dims[:i+1], c.slots[:i+1])]  # by faster rungs and this one
+        self.sizes = [d_in, *held, TAG+2*TIME+extra]
         n = sum(self.sizes)
         self.tag = nn.Parameter(torch.randn(TAG)*.1)
         self.skip = nn.Linear(d_in, self.dim, bias=False)
@@ -170,126 +225,311 @@ class Rung(nn.Module):
 
 # %% ../../nbs/20_ladder.ipynb #see
 @patch
-def see(self:Rung, s, t, h, faster, about=(), clock=None):
-    "All that a decision may depend on, [B,n]"
-    idle = (t - s['born'].max(1).values).clamp(max=2**20)
-    return torch.cat([h, *faster, by_recency(s['z'], s['born']), self.tag.expand(len(h), -1), time_features(t, TIME) if clock is None else clock, time_features(idle, TIME), *about], -1)
+def see(self:Rung,
+    s:dict,                       # The rung's state: `z` [B,S,D], `born` [B,S]
+    t:torch.Tensor,               # Clock, [B]
+    h:torch.Tensor,               # Normalised hidden state, [B,d_in]
+    faster:list[torch.Tensor],    # Each faster rung's slots, newest first, [B,S*D]
+    about:tuple=(),               # What the rule of writing adds, each [B,n]
+    clock:torch.Tensor|None=None  # Time features of `t`, [B,TIME]; None: made here
+) -> torch.Tensor:                # [B,n]
+    "All that a decision may depend on"
+    idle = (t - s['born'].max(1).values).clamp(max=2**20)  # [B]
+    own = by_recency(s['z'], s['born'])
+    tag = self.tag.expand(len(h), -1)
+    if clock is None: clock = time_features(t, TIME)
+    return torch.cat([h, *faster, own, tag, clock, time_features(idle, TIME), *about], -1)
 
 # %% ../../nbs/20_ladder.ipynb #candidate
 @patch
-def candidate(self:Rung, x, h, held):
-    "What would be written over `held`: [B,D]"
-    m = self.mix(x).sigmoid()
-    return self.norm(m*held + (1-m)*(self.skip(h) + self.enc(x)))
+def candidate(self:Rung,
+    x:torch.Tensor,    # What the rung sees, [B,n]
+    h:torch.Tensor,    # Normalised hidden state, [B,d_in]
+    held:torch.Tensor  # Latent that would be overwritten, [B,D]
+) -> torch.Tensor:     # [B,D]
+    "What would be written over `held`"
+    m = self.mix(x).sigmoid()  # share that stays, [B,D]
+    fresh = self.skip(h) + self.enc(x)
+    return self.norm(m*held + (1-m)*fresh)
 
 @patch
-def logit(self:Rung, x):
-    "Gate logit within ±5, [B]"
-    return BOUND*torch.tanh(self.gate(x).squeeze(-1)/BOUND)
+def logit(self:Rung,
+    x:torch.Tensor  # What the rung sees, [B,n]
+) -> torch.Tensor:  # [B]
+    "Gate logit within ±5"
+    raw = self.gate(x).squeeze(-1)
+    return BOUND*torch.tanh(raw/BOUND)
 
 # %% ../../nbs/20_ladder.ipynb #turn
 @patch
-def turn(self:Rung, t, p):
-    "Is it due by the clock [B], might it ever be [B], and the probability a write's gradient goes to [B]"
+def turn(self:Rung,
+    t:torch.Tensor,  # Clock, [B]
+    p:torch.Tensor   # Probability of writing if due, [B]
+) -> tuple:          # (due [B], may ever be [B], probability that a write's gradient goes to [B])
+    "Is it due by the clock?"
     if self.pace is None:
         due = (t-self.phase) % self.tau == 0
         return due, due, p
-    rate = torch.exp(-self.pace.clamp(min=0.))
-    n = ((t[:, None]-self.phase + torch.tensor([0, -1], device=t.device))*rate.detach().double() + 1e-9).floor()
-    return n[:, 0] > n[:, 1], torch.ones_like(t, dtype=torch.bool), p*rate
+    rate = torch.exp(-self.pace.clamp(min=0.))  # writes per inference
+    now_and_before = t[:, None]-self.phase + torch.tensor([0, -1], device=t.device)
+    writes = (now_and_before*rate.detach().double() + 1e-9).floor()  # due so far, [B,2]
+    due = writes[:, 0] > writes[:, 1]
+    return due, torch.ones_like(t, dtype=torch.bool), p*rate
+
+# %% ../../nbs/20_ladder.ipynb #now
+@dataclass
+class Now:
+    "What the decisions of one inference share, from the fastest rung to the slowest"
+    t: torch.Tensor|None = None      # Clock, [B]
+    h: torch.Tensor|None = None      # Normalised hidden state, [B,d_in]
+    clock: torch.Tensor|None = None  # Time features of `t`, [B,TIME]
+    hint: torch.Tensor|None = None   # How surprised the model was, [B]
+    new: torch.Tensor|None = None    # Candidate of the rung whose turn it is, [B,D]
+    left: torch.Tensor|None = None   # How many of the next rungs may still be promoted, [B]
+
+class WriteDecision(NamedTuple):
+    "What a rule of writing makes of a rung's turn"
+    state: dict          # The rung's, with what the rule notes
+    due: torch.Tensor    # Whether it may write, [B]
+    early: torch.Tensor  # Whether that is a promotion's doing, [B]
+    opens: torch.Tensor  # Whether it writes if due, [B]
 
 # %% ../../nbs/20_ladder.ipynb #writing
 class Writing(nn.Module):
     "The plain rule of writing: over the oldest slot, when the clock says so and the gate agrees"
-    extra, wants_hint = 0, False                                      # width of what `about` adds; must the model say how surprised it was?
-    def __init__(self, shaping=None):
+    extra = 0           # width of what `about` adds
+    wants_hint = False  # must the model say how surprised it was?
+    def __init__(self,
+        shaping:nn.Module|None=None  # `Shaping` of room 23, for rules that use it
+    ):
         super().__init__()
         self.shaping = shaping
-    def fields(self, s, d): return {}                                 # further state of a rung of s slots, width d: name -> (shape, fill)
-    def begin(self, ladder, t, rungs, h, hint): return rungs, {}      # before an inference: rungs, and what their decisions share
-    def slot(self, rung, s, t): return s['born'].argmin(1)            # which slot a write goes to, [B]
-    def about(self, rung, s, now): return ()                          # further inputs of the gate, each [B,n]
-    def finish(self, rung, new, s, now): return new                   # last touch on a candidate, [B,D]
-    def decide(self, rung, s, now, due, opens, live): return s, due, torch.zeros_like(due), opens
-    def wrote(self, s, open, x, held):                                # the state after the decision
-        if 'cue' not in s: return s
-        return dict(s, cue=torch.where(open[..., None], torch.cat([x, held], -1).detach()[:, None], s['cue']))
+
+# %% ../../nbs/20_ladder.ipynb #writing-begin
+@patch
+def fields(self:Writing,
+    s:int,  # Slots of a rung
+    d:int   # Width of its latents
+) -> dict:  # Name -> (shape, fill)
+    "What the rule adds to a rung's state"
+    return {}
+
+@patch
+def begin(self:Writing,
+    ladder:nn.Module,        # The `CadenceLadder`
+    t:torch.Tensor,          # Clock, [B]
+    rungs:list[dict],        # State of each rung, fastest first
+    h:torch.Tensor,          # Normalised hidden state, [B,d_in]
+    hint:torch.Tensor|None   # How surprised the model was, [B]
+) -> tuple:                  # (rungs, `Now`)
+    "Before an inference: the rungs' states, and what their decisions share"
+    return rungs, Now()
+
+# %% ../../nbs/20_ladder.ipynb #writing-see
+@patch
+def slot(self:Writing,
+    rung:Rung,         # Whose slots
+    s:dict,            # Its state
+    t:torch.Tensor     # Clock, [B]
+) -> torch.Tensor:     # [B]
+    "Which slot a write goes to"
+    return s['born'].argmin(1)
+
+@patch
+def about(self:Writing,
+    rung:Rung,  # Whose turn it is
+    s:dict,     # Its state
+    now:Now     # What this inference's decisions share
+) -> tuple:     # Each [B,n]; together `extra` wide
+    "Further inputs of encoder and gate"
+    return ()
+
+# %% ../../nbs/20_ladder.ipynb #writing-finish
+@patch
+def finish(self:Writing,
+    rung:Rung,         # Whose turn it is
+    new:torch.Tensor,  # Its candidate, [B,D]
+    s:dict,            # Its state
+    now:Now            # What this inference's decisions share
+) -> torch.Tensor:     # [B,D]
+    "Last touch on a candidate"
+    return new
+
+# %% ../../nbs/20_ladder.ipynb #writing-decide
+@patch
+def decide(self:Writing,
+    rung:Rung,           # Whose turn it may be
+    s:dict,              # Its state
+    now:Now,             # What this inference's decisions share
+    due:torch.Tensor,    # Whether it is, by the clock, [B] bool
+    opens:torch.Tensor,  # Whether the gate agrees, [B] bool
+    live:torch.Tensor    # Rows that may write, [B] bool
+) -> WriteDecision:
+    "Whether it writes"
+    return WriteDecision(s, due, torch.zeros_like(due), opens)
+
+# %% ../../nbs/20_ladder.ipynb #writing-wrote
+@patch
+def wrote(self:Writing,
+    s:dict,             # The rung's state, noted but not yet written
+    open:torch.Tensor,  # Slots that are written, [B,S] bool
+    x:torch.Tensor,     # What the rung saw, [B,n]
+    held:torch.Tensor   # What was in the slot, [B,D]
+) -> dict:
+    "The state after the decision, but for `z` and `born`"
+    if 'cue' not in s: return s
+    cue = torch.cat([x, held], -1).detach()[:, None]  # [B,1,n+D]
+    return dict(s, cue=torch.where(open[..., None], cue, s['cue']))
 
 # %% ../../nbs/20_ladder.ipynb #rung-write
+class Written(NamedTuple):
+    "What one inference did to one rung"
+    state: dict          # The rung's new one
+    p: torch.Tensor      # Probability of writing, [B]
+    open: torch.Tensor   # Whether it wrote, [B]
+    due: torch.Tensor    # Whether it was its turn, [B]
+    early: torch.Tensor  # Whether that was a promotion's doing, [B]
+
+def _gate(logit, p, mode):
+    "Whether gates open, [B]"
+    if mode == 'always': return torch.ones_like(p, dtype=torch.bool)
+    if mode == 'sample': return torch.rand_like(p) < p
+    return logit > 0
+
+# %% ../../nbs/20_ladder.ipynb #rung-write-write
 @patch
-def write(self:Rung, s, t, h, faster, live, gate, rule, now):
-    "One inference: the rung's new state, and per row probability, whether it wrote, was due, and was so early"
-    slot, B, now = rule.slot(self, s, t), len(t), dict(now, t=t, h=h)
-    held = s['z'].gather(1, slot[:, None, None].expand(-1, 1, self.dim)).squeeze(1)
-    x = self.see(s, t, h, faster, rule.about(self, s, now), now.get('clock'))
-    new, logit = rule.finish(self, self.candidate(x, h, held), s, now), self.logit(x)
-    p, opens = logit.sigmoid(), torch.ones(B, dtype=torch.bool, device=t.device) if gate == 'always' else logit > 0
-    if gate == 'sample': opens = torch.rand_like(p) < p
+def write(self:Rung,
+    s:dict,                     # The rung's state
+    t:torch.Tensor,             # Clock, [B]
+    h:torch.Tensor,             # Normalised hidden state, [B,d_in]
+    faster:list[torch.Tensor],  # Each faster rung's slots, newest first, [B,S*D]
+    live:torch.Tensor,          # Rows that may write, [B] bool
+    gate:str,                   # One of `GATES`
+    rule:Writing,               # Where and when is written
+    now:Now                     # What this inference's decisions share
+) -> Written:
+    "One inference of one rung"
+    now.t, now.h = t, h
+    slot = rule.slot(self, s, t)                      # [B]
+    at = slot[:, None, None].expand(-1, 1, self.dim)  # [B,1,D]
+    held = s['z'].gather(1, at).squeeze(1)            # [B,D]
+    about = rule.about(self, s, now)
+    x = self.see(s, t, h, faster, about, now.clock)   # [B,n]
+    now.new = rule.finish(self, self.candidate(x, h, held), s, now)
+    logit = self.logit(x)
+    p = logit.sigmoid()                               # [B]
+    opens = _gate(logit, p, gate)
     due, reach, q = self.turn(t, p)
-    s, due, early, opens = rule.decide(self, s, dict(now, new=new), due & live, opens, live)
-    reach = F.one_hot(slot, self.slots).bool() & (reach & live | due)[:, None]
-    open = reach & (due & opens)[:, None]
-    z = HardWrite.apply(new[:, None].expand_as(s['z']), s['z'], q, reach, open)
-    s = dict(rule.wrote(s, open, x, held), z=z, born=torch.where(open, t[:, None], s['born']))
-    return s, p, opens & due, due, early
+    s, due, early, opens = rule.decide(self, s, now, due & live, opens, live)
+    may = reach & live | due                          # [B]
+    reach = F.one_hot(slot, self.slots).bool() & may[:, None]  # [B,S]
+    open = reach & (due & opens)[:, None]             # [B,S]
+    new = now.new[:, None].expand_as(s['z'])          # [B,S,D]
+    z = HardWrite.apply(new, s['z'], q, reach, open)
+    born = torch.where(open, t[:, None], s['born'])
+    s = dict(rule.wrote(s, open, x, held), z=z, born=born)
+    return Written(s, p, opens & due, due, early)
 
 # %% ../../nbs/20_ladder.ipynb #rung-soft
 @patch
-def soft(self:Rung, z, born, t):
-    "Soft tokens [B,S*tokens,d_out] and which of them hold something"
-    age = (t[:, None]-born)*(born >= 0)
-    w = torch.cat([self.tag.expand(*born.shape, -1), time_features(age, TIME)], -1)
-    y = self.alpha*(self.read(z) + self.where(w))
-    return y.view(len(z), self.slots*self.tokens, -1), (born >= 0).repeat_interleave(self.tokens, 1)
+def soft(self:Rung,
+    z:torch.Tensor,     # Latents, [B,S,D]
+    born:torch.Tensor,  # Inference of each slot's last write, [B,S]; -1: empty
+    t:torch.Tensor      # Clock, [B]
+) -> tuple:             # ([B,S*tokens,d_out], [B,S*tokens] bool)
+    "Soft tokens and which of them hold something"
+    held = born >= 0
+    age = (t[:, None]-born)*held                                # [B,S]
+    tag = self.tag.expand(*born.shape, -1)                      # [B,S,TAG]
+    w = torch.cat([tag, time_features(age, TIME)], -1)
+    y = self.alpha*(self.read(z) + self.where(w))               # [B,S,tokens*d_out]
+    y = y.view(len(z), self.slots*self.tokens, -1)
+    return y, held.repeat_interleave(self.tokens, 1)
 
+# %% ../../nbs/20_ladder.ipynb #reading
 class Reading(nn.Module):
     "The plain rule of reading: every slot, as it is"
     asks = False  # does it want the question's hidden state?
-    def soft(self, rung, s, t, h): return rung.soft(s['z'], s['born'], t)
+    def soft(self,
+        rung:Rung,             # Whose slots
+        s:dict,                # Its state
+        t:torch.Tensor,        # Clock, [B]
+        h:torch.Tensor|None    # Normalised hidden state of the question, [B,d_in]
+    ) -> tuple:                # (soft [B,K,d_out], mask [B,K])
+        "What a rung shows"
+        return rung.soft(s['z'], s['born'], t)
 
 # %% ../../nbs/20_ladder.ipynb #ladder
 class CadenceLadder(nn.Module):
     "Rungs of growing cadence; all state is in the `LadderState` that goes in and comes out"
     sees = False
     asks = property(lambda self: self.reading.asks, doc='Does reading want to know the question?')
-    wants_hint = property(lambda self: self.writing.wants_hint, doc='Does writing want to know how surprised the model was?')
+    wants_hint = property(
+        lambda self: self.writing.wants_hint, doc='Does writing want to know how surprised the model was?')
     shaping = property(lambda self: self.writing.shaping, doc='Auxiliary losses and decoders, or None')
     def __init__(self,
-        config:LadderConfig,    # Shape of the ladder
-        d_in:int,               # Width of one inference's hidden state
-        d_out:int,              # Width of a soft token: the model's embeddings
-        scale:float=1.,         # Factor on soft tokens; brings them to the size of embeddings
-        writing:Writing=None,   # Rule of writing; None: the plain one
-        reading:Reading=None,   # Rule of reading; None: every slot as it is
-        bridge=mlp_bridge       # (sizes, slots, hidden, dim) -> module from what a rung sees to a latent
+        config:LadderConfig,         # Shape of the ladder
+        d_in:int,                    # Width of one inference's hidden state
+        d_out:int,                   # Width of a soft token: the model's embeddings
+        scale:float=1.,              # Factor on soft tokens; brings them to the size of embeddings
+        writing:Writing|None=None,   # Rule of writing; None: the plain one
+        reading:Reading|None=None,   # Rule of reading; None: every slot as it is
+        bridge:Callable=mlp_bridge   # (sizes, slots, hidden, dim) -> module from what a rung sees to a latent
     ):
         super().__init__()
-        self.config, self.d_in, self.norm = config, d_in, nn.LayerNorm(d_in)
+        self.config, self.d_in = config, d_in
+        self.norm = nn.LayerNorm(d_in)
         self.register_buffer('scale', torch.tensor(float(scale)))
-        self.writing, self.reading, self.unlocked = writing or Writing(), reading or Reading(), len(config.taus)
-        self.rungs = nn.ModuleDict({f'tau{tau}': Rung(config, i, d_in, d_out, bridge, self.writing.extra) for i, tau in enumerate(config.taus)})
-        self.shapes = {n: (r.slots, r.dim) for n, r in self.rungs.items()}
+        self.writing = writing or Writing()
+        self.reading = reading or Reading()
+        self.unlocked = len(config.taus)
+        self.rungs = nn.ModuleDict()
+        for i, tau in enumerate(config.taus):
+            self.rungs[f'tau{tau}'] = Rung(config, i, d_in, d_out, bridge, self.writing.extra)
+        self.shapes = {name: (rung.slots, rung.dim) for name, rung in self.rungs.items()}
 
 # %% ../../nbs/20_ladder.ipynb #init
 @patch
-def init(self:CadenceLadder, batch:int, device=None) -> LadderState:
-    "A state of `batch` sessions that remember nothing, on `device`, or where the weights are"
+def init(self:CadenceLadder,
+    batch:int,                      # Sessions
+    device:torch.device|str|None=None  # None: where the weights are
+) -> LadderState:
+    "A state of `batch` sessions that remember nothing"
     return _blank(batch, self.shapes, device or self.norm.weight.device, self.writing.fields)
 
 @patch
-def unpack(self:CadenceLadder, state):
+def unpack(self:CadenceLadder,
+    state:LadderState  # Checked: it must be of this ladder's shape
+) -> tuple:            # (clock [B], list of one dict per rung)
+    "A state as plain tensors, for `step` and `soft`"
     _fits(state, self.shapes)
-    return state.t, [dict(state.rungs[n].items()) for n in self.rungs]
+    rungs = [dict(state.rungs[name].items()) for name in self.rungs]
+    return state.t, rungs
 
+# %% ../../nbs/20_ladder.ipynb #ladder-pack
 @patch
-def pack(self:CadenceLadder, t, rungs, thoughts=None): return _packed(t, dict(zip(self.rungs, rungs)), thoughts)
+def pack(self:CadenceLadder,
+    t:torch.Tensor,                 # Clock, [B]
+    rungs:list[dict],               # One dict per rung, fastest first
+    thoughts:TensorDict|None=None   # What was kept by will
+) -> LadderState:
+    "The opposite of `unpack`"
+    return _packed(t, dict(zip(self.rungs, rungs)), thoughts)
 
 # %% ../../nbs/20_ladder.ipynb #step
 @patch
-def step(self:CadenceLadder, t, rungs, h, live, gate, hint=None):
-    "One inference on plain tensors: `rungs` is a list of dicts, `h` is normalised"
+def step(self:CadenceLadder,
+    t:torch.Tensor,                # Clock, [B]
+    rungs:list[dict],              # State of each rung, fastest first
+    h:torch.Tensor,                # Normalised hidden state, [B,d_in]
+    live:torch.Tensor,             # Rows that may write, [B] bool
+    gate:str,                      # One of `GATES`
+    hint:torch.Tensor|None=None    # How surprised the model was, [B]
+) -> tuple:                        # (clock, rungs, [p, open, due, early], each [B,R])
+    "One inference on plain tensors"
     rungs, now = self.writing.begin(self, t, rungs, h, hint)
-    now['clock'], faster, out, log = time_features(t, TIME), [], [], []
+    now.clock = time_features(t, TIME)
+    faster, out, log = [], [], []
     for i, (rung, s) in enumerate(zip(self.rungs.values(), rungs)):
         s, *l = rung.write(s, t, h, faster, live & (i < self.unlocked), gate, self.writing, now)
         out.append(s)
@@ -299,87 +539,139 @@ def step(self:CadenceLadder, t, rungs, h, live, gate, hint=None):
 
 # %% ../../nbs/20_ladder.ipynb #soft
 @patch
-def soft(self:CadenceLadder, t, rungs, h=None):
-    "All rungs' soft tokens, fastest first, and their mask; `h`, normalised, is who asks"
-    s = [self.reading.soft(r, s, t, h) for r, s in zip(self.rungs.values(), rungs)]
-    return torch.cat([a for a, _ in s], 1)*self.scale, torch.cat([m for _, m in s], 1)
+def soft(self:CadenceLadder,
+    t:torch.Tensor,             # Clock, [B]
+    rungs:list[dict],           # State of each rung, fastest first
+    h:torch.Tensor|None=None    # Normalised hidden state of who asks, [B,d_in]
+) -> tuple:                     # (soft [B,K,d_out], mask [B,K])
+    "All rungs' soft tokens, fastest first, and which hold something"
+    tokens, masks = [], []
+    for rung, s in zip(self.rungs.values(), rungs):
+        y, held = self.reading.soft(rung, s, t, h)
+        tokens.append(y)
+        masks.append(held)
+    return torch.cat(tokens, 1)*self.scale, torch.cat(masks, 1)
 
+# %% ../../nbs/20_ladder.ipynb #ladder-read
 @patch
-def read(self:CadenceLadder, state:LadderState, h:torch.Tensor=None) -> tuple:
-    "The memory of B sessions as soft tokens [B,K,d_out], and their mask [B,K]: False where a slot is empty; for rules that ask, `h` [B,d_in] is the question's hidden state"
-    return self.soft(*self.unpack(state), None if h is None else self.norm(h))
+def read(self:CadenceLadder,
+    state:LadderState,         # Where B sessions stand
+    h:torch.Tensor|None=None   # The question's hidden state, [B,d_in], for rules that ask
+) -> tuple:                    # (soft [B,K,d_out], mask [B,K]: False where a slot is empty)
+    "The memory of B sessions as soft tokens"
+    t, rungs = self.unpack(state)
+    return self.soft(t, rungs, None if h is None else self.norm(h))
 
 # %% ../../nbs/20_ladder.ipynb #replay
 def _with_cues(rungs, ladder):
     "Rungs with room for cues"
-    n = [sum(r.sizes) + r.dim for r in ladder.rungs.values()]
-    return [s if 'cue' in s else dict(s, cue=s['z'].new_zeros(*s['born'].shape, k)) for s, k in zip(rungs, n)]
+    out = []
+    for s, rung in zip(rungs, ladder.rungs.values()):
+        if 'cue' not in s:
+            cue = s['z'].new_zeros(*s['born'].shape, sum(rung.sizes) + rung.dim)
+            s = dict(s, cue=cue)  # [B,S,n+D]
+        out.append(s)
+    return out
 
+# %% ../../nbs/20_ladder.ipynb #replayed
 @patch
-def replayed(self:Rung, s, t0, rule):
-    "The rung's state, latents written before `t0` [B] written again from their cues"
-    x, held = s['cue'].flatten(0, 1).split([sum(self.sizes), self.dim], -1)
-    new, p = rule.finish(self, self.candidate(x, x[:, :self.sizes[0]], held), s, {}), self.logit(x).sigmoid()
+def replayed(self:Rung,
+    s:dict,           # The rung's state, with cues
+    t0:torch.Tensor,  # Only what was written before that clock is written again, [B]
+    rule:Writing      # The rule it was written by
+) -> dict:
+    "The rung's state, latents from before `t0` written again from their cues"
+    cue = s['cue'].flatten(0, 1)                               # [B*S,n+D]
+    x, held = cue.split([sum(self.sizes), self.dim], -1)
+    h = x[:, :self.sizes[0]]
+    new = rule.finish(self, self.candidate(x, h, held), s, Now())
+    p = self.logit(x).sigmoid()                                # [B*S]
     yes = torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
-    z = HardWrite.apply(new[:, None], held[:, None], p, yes, yes).view_as(s['z'])
-    return dict(s, z=torch.where(((s['born'] >= 0) & (s['born'] < t0[:, None]))[..., None], z, s['z']))
+    z = HardWrite.apply(new[:, None], held[:, None], p, yes, yes)
+    before = (s['born'] >= 0) & (s['born'] < t0[:, None])      # [B,S]
+    return dict(s, z=torch.where(before[..., None], z.view_as(s['z']), s['z']))
 
 # %% ../../nbs/20_ladder.ipynb #check
 def _check(state, h, live, gate, read_at, d_in):
+    "Refuses arguments that don't fit; returns `live`, all True if None"
     if gate not in GATES: raise ValueError(f'gate: got {gate!r}, expected one of {GATES}')
-    B, T = len(state.t), h.shape[1] if h.ndim == 3 else 0
-    if not T or h.shape != (B, T, d_in): raise ValueError(f'h: got shape {list(h.shape)}, expected [B, T, d_in] = [{B}, 1 or more, {d_in}]')
+    B = len(state.t)
+    T = h.shape[1] if h.ndim == 3 else 0
+    if not T or h.shape != (B, T, d_in):
+        got, want = list(h.shape), f'[B, T, d_in] = [{B}, 1 or more, {d_in}]'
+        raise ValueError(f'h: got shape {got}, expected {want}')
     if live is None: live = torch.ones(B, T, dtype=torch.bool, device=h.device)
-    if live.shape != (B, T) or live.dtype != torch.bool: raise ValueError(f'live: got {live.dtype} {list(live.shape)}, expected torch.bool [{B}, {T}]')
-    if list(read_at) != sorted({*read_at} & {*range(T)}): raise ValueError(f'read_at: got {read_at}, expected rising steps below {T}; after the last write, use read()')
+    if live.shape != (B, T) or live.dtype != torch.bool:
+        got = f'{live.dtype} {list(live.shape)}'
+        raise ValueError(f'live: got {got}, expected torch.bool [{B}, {T}]')
+    if list(read_at) != sorted({*read_at} & {*range(T)}):
+        want = f'rising steps below {T}; after the last write, use read()'
+        raise ValueError(f'read_at: got {read_at}, expected {want}')
     return live
 
+# %% ../../nbs/20_ladder.ipynb #finite
 def _finite(h, want):
+    "Refuses a hidden state of another shape, or with NaN or infinity"
     if list(h.shape) != want: raise ValueError(f'h: got shape {list(h.shape)}, expected [B, d_in] = {want}')
-    if not h.isfinite().all(): raise ValueError(f'h: got NaN or infinity in rows {(~h.isfinite().all(1)).nonzero().flatten().tolist()}, expected finite values')
+    if not h.isfinite().all():
+        bad = (~h.isfinite().all(1)).nonzero().flatten().tolist()
+        raise ValueError(f'h: got NaN or infinity in rows {bad}, expected finite values')
 
 # %% ../../nbs/20_ladder.ipynb #scan
 @patch
 def scan(self:CadenceLadder,
-    state:LadderState,       # Where B sessions stand
-    h:torch.Tensor,          # Hidden states of T inferences, [B,T,d_in]
-    live:torch.Tensor=None,  # [B,T] bool, where False a row's memory and clock stand still; None: all live
-    gate:str='hard',         # `'hard'` in use; `'always'`, then `'sample'` during a curriculum
-    read_at:tuple=(),        # Rising steps, whose view of the memory, before their own write, is returned
-    hint:torch.Tensor=None,  # [B,T] how surprised the model was, for rules that want to know
-    replay:bool=False        # In training: latents from before this call are read as if written with the weights of now
-) -> tuple:                  # (new state, `WriteLog` [B,T,R], [soft [B,Q,K,d_out], mask [B,Q,K]]; [] without `read_at`)
-    "Many inferences in a row"
-    (t, rungs), live = self.unpack(state), _check(state, h, live, gate, read_at, self.d_in)
+    state:LadderState,            # Where B sessions stand
+    h:torch.Tensor,               # Hidden states of T inferences, [B,T,d_in]
+    live:torch.Tensor|None=None,  # [B,T] bool, where False a row's memory and clock stand still; None: all live
+    gate:str='hard',              # `'hard'` in use; `'always'`, then `'sample'` during a curriculum
+    read_at:tuple=(),             # Rising steps, whose view of the memory, before their own write, is returned
+    hint:torch.Tensor|None=None,  # [B,T] how surprised the model was, for rules that want to know
+    replay:bool=False             # In training: what was written before this call is read as if with the weights of now
+) -> tuple:                       # (new state, `WriteLog` [B,T,R], [soft [B,Q,K,d_out], mask [B,Q,K]] or [])
+    "Many inferences in a row; without `read_at` nothing is read"
+    t, rungs = self.unpack(state)
+    live = _check(state, h, live, gate, read_at, self.d_in)
     if replay: rungs = _with_cues(rungs, self)
-    h, t0, logs, reads = self.norm(h), t, [], []
-    again = (lambda rungs: [r.replayed(s, t0, self.writing) for r, s in zip(self.rungs.values(), rungs)]) if replay else (lambda rungs: rungs)
+    h = self.norm(h)
+    t0, logs, reads = t, [], []
     for i in range(h.shape[1]):
         now = h[:, i].clone()  # clone: the bits of a lone write
-        if i in read_at: reads.append(self.soft(t, again(rungs), now))
-        t, rungs, log = self.step(t, rungs, now, live[:, i], gate, None if hint is None else hint[:, i])
+        if i in read_at:
+            seen = rungs
+            if replay: seen = [r.replayed(s, t0, self.writing) for r, s in zip(self.rungs.values(), rungs)]
+            reads.append(self.soft(t, seen, now))
+        told = None if hint is None else hint[:, i]
+        t, rungs, log = self.step(t, rungs, now, live[:, i], gate, told)
         logs.append(log)
     log = WriteLog(*(torch.stack(l, 1) for l in zip(*logs)), batch_size=list(live.shape))
-    return self.pack(t, rungs, state.thoughts), log, [torch.stack(s, 1) for s in zip(*reads)]
+    reads = [torch.stack(r, 1) for r in zip(*reads)]
+    return self.pack(t, rungs, state.thoughts), log, reads
 
 # %% ../../nbs/20_ladder.ipynb #write
 @patch
 def write(self:CadenceLadder,
-    state:LadderState,       # Where B sessions stand
-    h:torch.Tensor,          # Hidden state of one inference, [B,d_in]
-    live:torch.Tensor=None,  # [B] bool; None: all
-    gate:str='hard',         # As in `scan`
-    hint:torch.Tensor=None   # [B] how surprised the model was
-) -> tuple:                  # (new state, `WriteLog` [B,R])
+    state:LadderState,            # Where B sessions stand
+    h:torch.Tensor,               # Hidden state of one inference, [B,d_in]
+    live:torch.Tensor|None=None,  # [B] bool; None: all
+    gate:str='hard',              # As in `scan`
+    hint:torch.Tensor|None=None   # [B] how surprised the model was
+) -> tuple:                       # (new state, `WriteLog` [B,R])
     "Remember one inference"
     _fits(state, self.shapes)
     _finite(h, [len(state.t), self.d_in])
-    state, log, _ = self.scan(state, h[:, None], None if live is None else live[:, None], gate, hint=None if hint is None else hint[:, None])
+    if live is not None: live = live[:, None]  # [B,1]
+    if hint is not None: hint = hint[:, None]  # [B,1]
+    state, log, _ = self.scan(state, h[:, None], live, gate, hint=hint)
     return state, log[:, 0]
 
 # %% ../../nbs/20_ladder.ipynb #describe
 @patch
 def describe(self:CadenceLadder) -> list:
     "What each rung is, holds and costs, one dict per rung"
-    return [dict(rung=n, due=f'{r.phase} + {r.tau}·n', slots=r.slots, width=r.dim, soft_tokens=r.slots*r.tokens, weights=sum(p.numel() for p in r.parameters()),
-                 state_bytes=r.slots*(r.dim*4 + 8)) for n, r in self.rungs.items()]
+    out = []
+    for name, r in self.rungs.items():
+        weights = sum(p.numel() for p in r.parameters())
+        size = r.slots*(r.dim*4 + 8)
+        out.append(dict(rung=name, due=f'{r.phase} + {r.tau}·n', slots=r.slots, width=r.dim,
+                        soft_tokens=r.slots*r.tokens, weights=weights, state_bytes=size))
+    return out

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import Config
-from .ladder import Reading
+from .ladder import CadenceLadder, LadderConfig, LadderState, Reading, Rung
 
 # %% ../../nbs/22_reading.ipynb #config
 @dataclass
@@ -28,45 +28,77 @@ class ReadingConfig(Config):
 class Looking(Reading):
     "Attention over a rung's slots, steered by the question and faded by age"
     def __init__(self,
-        config:ReadingConfig,
-        ladder_config,          # `LadderConfig` of the ladder it is for
-        d_in:int                # Width of the hidden state that asks
+        config:ReadingConfig,        # How slots are shown
+        ladder_config:LadderConfig,  # Shape of the ladder it is for
+        d_in:int                     # Width of the hidden state that asks
     ):
         super().__init__()
-        self.config, self.asks, self.names = config, config.attend, [f'tau{t}' for t in ladder_config.taus]
-        self.key = nn.ModuleDict({n: nn.Linear(d, config.width, bias=False) for n, d in zip(self.names, ladder_config.dims)})
-        self.query = nn.ModuleDict({n: nn.Linear(d_in, config.width, bias=False) for n in self.names})
-        self.delta = nn.ParameterDict({n: nn.Parameter(torch.tensor(-1.)) for n in self.names}) if config.decay else None
+        self.config, self.asks = config, config.attend
+        self.names = [f'tau{t}' for t in ladder_config.taus]
+        self.key, self.query = nn.ModuleDict(), nn.ModuleDict()
+        for name, dim in zip(self.names, ladder_config.dims):
+            self.key[name] = nn.Linear(dim, config.width, bias=False)
+        for name in self.names:
+            self.query[name] = nn.Linear(d_in, config.width, bias=False)
+        self.delta = None
+        if config.decay: self.delta = nn.ParameterDict({n: nn.Parameter(torch.tensor(-1.)) for n in self.names})
 
 # %% ../../nbs/22_reading.ipynb #weights
 @patch
-def weights(self:Looking, rung, s, t, h=None):
-    "How much each slot is looked at, [B,S]; sums to 1, or to 0 where nothing is held"
-    n, held, c = self.names[rung.i], s['born'] >= 0, self.config
-    x = torch.zeros_like(s['born'], dtype=s['z'].dtype)
-    if h is not None: x = torch.einsum('bk,bsk->bs', self.query[n](h), self.key[n](s['z']))/(c.temperature*c.width**.5)
-    if c.decay: x = x - F.softplus(self.delta[n])*torch.log1p((t[:, None]-s['born']).clamp(min=0)/rung.tau)
+def weights(self:Looking,
+    rung:Rung,                 # Whose slots
+    s:dict,                    # Its state
+    t:torch.Tensor,            # Clock, [B]
+    h:torch.Tensor|None=None   # Normalised hidden state of who asks, [B,d_in]; None: nobody
+) -> torch.Tensor:             # [B,S]; sums to 1, or to 0 where nothing is held
+    "How much each slot is looked at"
+    name, held, c = self.names[rung.i], s['born'] >= 0, self.config
+    x = torch.zeros_like(s['born'], dtype=s['z'].dtype)                # [B,S]
+    if h is not None:
+        query, key = self.query[name](h), self.key[name](s['z'])       # [B,k], [B,S,k]
+        x = torch.einsum('bk,bsk->bs', query, key)/(c.temperature*c.width**.5)
+    if c.decay:
+        cadences = (t[:, None]-s['born']).clamp(min=0)/rung.tau        # age, [B,S]
+        x = x - F.softplus(self.delta[name])*torch.log1p(cadences)
     return x.masked_fill(~held, -1e9).softmax(1)*held
 
+# %% ../../nbs/22_reading.ipynb #looking-soft
 @patch
-def soft(self:Looking, rung, s, t, h):
+def soft(self:Looking,
+    rung:Rung,              # Whose slots
+    s:dict,                 # Its state
+    t:torch.Tensor,         # Clock, [B]
+    h:torch.Tensor|None     # Normalised hidden state of who asks, [B,d_in]
+) -> tuple:                 # (soft [B,K,d_out], mask [B,K]); K: soft tokens per slot, with `attend`
+    "What one look at a rung shows"
     if not self.config.attend: return Reading.soft(self, rung, s, t, h)
-    y, _ = rung.soft(s['z'], s['born'], t)
-    w = self.weights(rung, s, t, h)
-    y = torch.einsum('bs,bskd->bkd', w, y.unflatten(1, (rung.slots, rung.tokens)))
-    return y, (s['born'] >= 0).any(1, keepdim=True).expand(-1, rung.tokens)
+    y, _ = rung.soft(s['z'], s['born'], t)                             # [B,S*tokens,d_out]
+    y = y.unflatten(1, (rung.slots, rung.tokens))                      # [B,S,tokens,d_out]
+    y = torch.einsum('bs,bskd->bkd', self.weights(rung, s, t, h), y)   # [B,tokens,d_out]
+    some = (s['born'] >= 0).any(1, keepdim=True)
+    return y, some.expand(-1, rung.tokens)
 
 # %% ../../nbs/22_reading.ipynb #count
 @patch
-def count(self:Looking, rung, s, t, h):
+def count(self:Looking,
+    rung:Rung,              # Whose slots
+    s:dict,                 # Its state, with `reads` [B,S]
+    t:torch.Tensor,         # Clock, [B]
+    h:torch.Tensor|None     # Normalised hidden state of who asks, [B,d_in]
+) -> dict:
     "The rung's state with this inference's look added to `reads`"
-    return dict(s, reads=s['reads'] + self.weights(rung, s, t, h).detach())
+    look = self.weights(rung, s, t, h).detach()
+    return dict(s, reads=s['reads'] + look)
 
+# %% ../../nbs/22_reading.ipynb #looked
 def looked(
-    ladder,  # A ladder whose rule of writing counts reads
-    state,   # A `LadderState`
-    h        # Hidden states of questions, [B,d_in]
-):
+    ladder:CadenceLadder,  # Its rule of writing counts reads
+    state:LadderState,     # Where B sessions stand
+    h:torch.Tensor         # Hidden states of questions, [B,d_in]
+) -> LadderState:
     "The state after a question that isn't written"
     t, rungs = ladder.unpack(state)
-    return ladder.pack(t, [ladder.reading.count(r, s, t, ladder.norm(h)) for r, s in zip(ladder.rungs.values(), rungs)], state.thoughts)
+    counted = []
+    for r, s in zip(ladder.rungs.values(), rungs):
+        counted.append(ladder.reading.count(r, s, t, ladder.norm(h)))
+    return ladder.pack(t, counted, state.thoughts)

@@ -11,51 +11,66 @@ from dataclasses import dataclass
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import Config
-from .ladder import Writing
+from .ladder import CadenceLadder, WriteDecision, LadderState, Now, Rung, WriteLog, Writing
 
 # %% ../../nbs/21_writing.ipynb #surprise
 def _live_mean(x, mask): return (x*mask).sum(1)/mask.sum(1).clamp(min=1)
 
 def delta_kl(
-    with_,    # Logits with memory, [B,L,V]
-    without,  # Logits without, [B,L,V]
-    mask      # Which positions count, [B,L]
-):            # [B], nats per token
+    with_:torch.Tensor,    # Logits with memory, [B,L,V]
+    without:torch.Tensor,  # Logits without, [B,L,V]
+    mask:torch.Tensor      # Which positions count, [B,L]
+) -> torch.Tensor:         # [B], nats per token
     "KL of the prediction with memory from that without"
     p, q = with_.log_softmax(-1), without.log_softmax(-1)
-    return _live_mean((p.exp()*(p-q)).sum(-1), mask)
+    kl = (p.exp()*(p-q)).sum(-1)  # [B,L]
+    return _live_mean(kl, mask)
 
-def entropy(logits, mask):
-    "Of what is predicted; arguments and unit as in `delta_kl`"
-    return _live_mean(torch.special.entr(logits.softmax(-1)).sum(-1), mask)
+# %% ../../nbs/21_writing.ipynb #entropy
+def entropy(
+    logits:torch.Tensor,  # Of a prediction, [B,L,V]
+    mask:torch.Tensor     # Which positions count, [B,L]
+) -> torch.Tensor:        # [B], nats per token
+    "Entropy of what is predicted"
+    each = torch.special.entr(logits.softmax(-1)).sum(-1)  # [B,L]
+    return _live_mean(each, mask)
 
-def entropy_rise(with_, without, mask):
-    "By how much memory raises the entropy of what is predicted; arguments and unit as in `delta_kl`"
+def entropy_rise(
+    with_:torch.Tensor,    # Logits with memory, [B,L,V]
+    without:torch.Tensor,  # Logits without, [B,L,V]
+    mask:torch.Tensor      # Which positions count, [B,L]
+) -> torch.Tensor:         # [B], nats per token
+    "By how much memory raises the entropy of what is predicted"
     return entropy(with_, mask) - entropy(without, mask)
 
 # %% ../../nbs/21_writing.ipynb #usual
 def track(
-    usual,  # Running median so far, [B]; 0: none yet
-    score,  # New score, [B]
-    live,   # [B] bool, rows that count
-    step:float=.05  # Relative step; 5 % forgets within about 50 inferences
-):
+    usual:torch.Tensor,  # Running median so far, [B]; 0: none yet
+    score:torch.Tensor,  # New score, [B]
+    live:torch.Tensor,   # [B] bool, rows that count
+    step:float=.05       # Relative step; 5 % forgets within about 50 inferences
+) -> torch.Tensor:       # [B]
     "Running median after one more score"
-    moved = torch.where(usual > 0, usual*torch.exp(step*torch.sign(score-usual)), score.clamp(min=1e-6))
+    nearer = usual*torch.exp(step*torch.sign(score-usual))
+    first = score.clamp(min=1e-6)
+    moved = torch.where(usual > 0, nearer, first)
     return torch.where(live, moved, usual)
 
 # %% ../../nbs/21_writing.ipynb #novelty
 def novelty(
-    new,  # Candidates, [B,D]
-    z,    # What the slots hold, [B,S,D]
-    born  # Last write of each slot, [B,S]; -1: empty
-):        # [B], 0 known to 2 opposite
+    new:torch.Tensor,  # Candidates, [B,D]
+    z:torch.Tensor,    # What the slots hold, [B,S,D]
+    born:torch.Tensor  # Last write of each slot, [B,S]; -1: empty
+) -> torch.Tensor:     # [B], 0 known to 2 opposite
     "How far a candidate is from everything held"
-    near = F.cosine_similarity(new[:, None], z, dim=-1).masked_fill(born < 0, -1.).max(1).values
-    return 1 - near.masked_fill((born < 0).all(1), 0.)
+    likeness = F.cosine_similarity(new[:, None], z, dim=-1)           # [B,S]
+    nearest = likeness.masked_fill(born < 0, -1.).max(1).values       # [B]
+    return 1 - nearest.masked_fill((born < 0).all(1), 0.)
 
 # %% ../../nbs/21_writing.ipynb #config
-POLICIES, SCORES, EVICT = ('clock', 'surprise', 'novelty'), ('hint', 'novelty', 'reconstruction'), ('oldest', 'unread')
+POLICIES = ('clock', 'surprise', 'novelty')
+SCORES = ('hint', 'novelty', 'reconstruction')
+EVICT = ('oldest', 'unread')
 
 @dataclass
 class WritingConfig(Config):
@@ -69,124 +84,213 @@ class WritingConfig(Config):
     novel: float = .5            # Novelty that is news
     evict: str = 'oldest'        # Slot that is written over: the 'oldest', or the one old and 'unread'
     feed: bool = False           # Does the gate see novelty and surprise?
-    def validate(self):
-        self.need('when', all(w in POLICIES for w in self.when), f'each one of {POLICIES}')
-        self.need('score', self.score in SCORES, f'one of {SCORES}')
-        self.need('evict', self.evict in EVICT, f'one of {EVICT}')
-        self.need('cooldown', self.cooldown >= 0, '0 or more')
-        self.need('promote', 0 <= self.promote <= 2 and (not self.promote or 'surprise' in self.when), "0 to 2, and more than 0 only with a rung under 'surprise'")
+
+# %% ../../nbs/21_writing.ipynb #validate
+@patch
+def validate(self:WritingConfig):
+    self.need('when', all(w in POLICIES for w in self.when), f'each one of {POLICIES}')
+    self.need('score', self.score in SCORES, f'one of {SCORES}')
+    self.need('evict', self.evict in EVICT, f'one of {EVICT}')
+    self.need('cooldown', self.cooldown >= 0, '0 or more')
+    some = not self.promote or 'surprise' in self.when
+    self.need('promote', 0 <= self.promote <= 2 and some, "0 to 2, and more than 0 only with a rung under 'surprise'")
 
 # %% ../../nbs/21_writing.ipynb #class
+def _agree(config, taus, shaping, wide):
+    "Refuses a rule that its ladder can't follow"
+    if len(config.when) not in (0, len(taus)):
+        got = len(config.when)
+        raise ValueError(f'when: got {got} policies, expected one for each of {len(taus)} rungs')
+    if config.score == 'reconstruction' and shaping is None:
+        raise ValueError("score: got 'reconstruction', expected a ladder with shaping, which has the decoders")
+    if wide and config.score != 'hint':
+        want = "'hint' with shaping.width, which compares entropies"
+        raise ValueError(f"score: got {config.score!r}, expected {want}")
+
+# %% ../../nbs/21_writing.ipynb #policies
 class Policies(Writing):
     "Writing by surprise, promotion, novelty and use"
     def __init__(self,
-        config:WritingConfig,  # Which of them
-        taus:tuple,            # Cadences of the ladder it is for
-        shaping=None           # `Shaping` of room 23: quantisation, width, reconstruction error
+        config:WritingConfig,        # Which of them
+        taus:tuple,                  # Cadences of the ladder it is for
+        shaping:nn.Module|None=None  # `Shaping` of room 23: quantisation, width, reconstruction error
     ):
         super().__init__(shaping)
         self.config, self.extra = config, 2*config.feed
-        if len(config.when) not in (0, len(taus)): raise ValueError(f'when: got {len(config.when)} policies, expected one for each of {len(taus)} rungs')
-        if config.score == 'reconstruction' and shaping is None: raise ValueError("score: got 'reconstruction', expected a ladder with shaping, which has the decoders")
-        self.when = config.when or ('clock',)*len(taus)
         wide = shaping is not None and shaping.config.width
-        if wide and config.score != 'hint': raise ValueError(f"score: got {config.score!r}, expected 'hint' with shaping.width, which compares entropies")
+        _agree(config, taus, shaping, wide)
+        self.when = config.when or ('clock',)*len(taus)
         self.scored = config.feed or 'surprise' in config.when or wide
         self.wants_hint = self.scored and config.score == 'hint'
 
 # %% ../../nbs/21_writing.ipynb #fields
 @patch
-def fields(self:Policies, s, d):
-    notes = dict(usual=((), 0.)) if self.scored else {}
-    return notes | (dict(reads=((s,), 0.)) if self.config.evict == 'unread' else {})
+def fields(self:Policies,
+    s:int,  # Slots of a rung
+    d:int   # Width of its latents
+) -> dict:  # Name -> (shape, fill)
+    "The running median, and what each slot was looked at"
+    notes = {}
+    if self.scored: notes['usual'] = ((), 0.)
+    if self.config.evict == 'unread': notes['reads'] = ((s,), 0.)
+    return notes
 
+# %% ../../nbs/21_writing.ipynb #begin
 @patch
-def begin(self:Policies, ladder, t, rungs, h, hint):
-    if self.config.evict == 'unread': rungs = [ladder.reading.count(r, s, t, h) for r, s in zip(ladder.rungs.values(), rungs)]
-    if hint is None and self.scored and self.config.score == 'hint': raise ValueError("hint: got None, expected [B] surprises, as score is 'hint'")
-    return rungs, dict(hint=hint, memo=dict(left=torch.zeros_like(t)))
+def begin(self:Policies,
+    ladder:CadenceLadder,    # Whose inference it is
+    t:torch.Tensor,          # Clock, [B]
+    rungs:list[dict],        # State of each rung, fastest first
+    h:torch.Tensor,          # Normalised hidden state, [B,d_in]
+    hint:torch.Tensor|None   # How surprised the model was, [B]
+) -> tuple:                  # (rungs, `Now`)
+    "Looks are counted; nobody is promoted yet"
+    if self.config.evict == 'unread':
+        rungs = [ladder.reading.count(r, s, t, h) for r, s in zip(ladder.rungs.values(), rungs)]
+    if hint is None and self.wants_hint:
+        raise ValueError("hint: got None, expected [B] surprises, as score is 'hint'")
+    return rungs, Now(hint=hint, left=torch.zeros_like(t))
 
 # %% ../../nbs/21_writing.ipynb #score
 @patch
-def score(self:Policies, rung, s, new, now):
-    "Surprise of a candidate for this rung, [B]"
-    if self.config.score == 'hint': return now['hint']
+def score(self:Policies,
+    rung:Rung,         # Whose turn it is
+    s:dict,            # Its state
+    new:torch.Tensor,  # Its candidate, [B,D]
+    now:Now            # What this inference's decisions share
+) -> torch.Tensor:     # [B]
+    "Surprise of a candidate for this rung"
+    if self.config.score == 'hint': return now.hint
     if self.config.score == 'novelty': return novelty(new.detach(), s['z'].detach(), s['born'])
-    return self.shaping.surprise(rung.i, new.detach(), now['h'])
+    return self.shaping.surprise(rung.i, new.detach(), now.h)
 
+# %% ../../nbs/21_writing.ipynb #about
 @patch
-def about(self:Policies, rung, s, now):
+def about(self:Policies,
+    rung:Rung,  # Whose turn it is
+    s:dict,     # Its state
+    now:Now     # What this inference's decisions share
+) -> tuple:     # One [B,2], or none
+    "How new the raw content is, and the log of its score over the usual"
     if not self.config.feed: return ()
-    new = novelty(rung.norm(rung.skip(now['h'])), s['z'], s['born'])
-    u = (now['hint'] if self.config.score == 'hint' else new).detach()
-    return (torch.stack([new, torch.log((u+1e-6)/torch.where(s['usual'] > 0, s['usual'], u+1e-6)).clamp(-3, 3)], 1),)
+    raw = rung.norm(rung.skip(now.h))                                # [B,D]
+    new = novelty(raw, s['z'], s['born'])                            # [B]
+    u = (now.hint if self.config.score == 'hint' else new).detach()
+    usual = torch.where(s['usual'] > 0, s['usual'], u+1e-6)
+    excess = torch.log((u+1e-6)/usual).clamp(-3, 3)
+    return (torch.stack([new, excess], 1),)
 
+# %% ../../nbs/21_writing.ipynb #finish
 @patch
-def finish(self:Policies, rung, new, s, now):
+def finish(self:Policies,
+    rung:Rung,         # Whose turn it is
+    new:torch.Tensor,  # Its candidate, [B,D]
+    s:dict,            # Its state
+    now:Now            # What this inference's decisions share; its `hint` steers the width
+) -> torch.Tensor:     # [B,D]
+    "Width and quantisation, as shaping wants them"
     if self.shaping is None: return new
-    hint, usual = now.get('hint'), s.get('usual')
-    share = None if hint is None or usual is None else self.shaping.share(hint, torch.where(usual > 0, usual, hint))
+    share, usual = None, s.get('usual')
+    if now.hint is not None and usual is not None:
+        share = self.shaping.share(now.hint, torch.where(usual > 0, usual, now.hint))
     return self.shaping.finish(rung.i, new, share)
+
+# %% ../../nbs/21_writing.ipynb #promotable
+@patch
+def _promoted(self:Policies, rung, s, now, due, live):
+    "Who may write early because a faster rung was surprised, [B]; one promotion less is left to them"
+    c = self.config
+    if not c.promote: return torch.zeros_like(due)
+    rested = now.t - s['born'].max(1).values >= max(1, c.cooldown*rung.tau)
+    empty = (s['born'] < 0).all(1)
+    early = (now.left > 0) & live & ~due & (rested | empty)
+    now.left = now.left - early.long()
+    return early
 
 # %% ../../nbs/21_writing.ipynb #decide
 @patch
-def decide(self:Policies, rung, s, now, due, opens, live):
-    "Notes, whether it is due, whether that was early, and whether it writes"
-    c, when, memo, early = self.config, self.when[rung.i], now['memo'], torch.zeros_like(due)
+def decide(self:Policies,
+    rung:Rung,           # Whose turn it may be
+    s:dict,              # Its state
+    now:Now,             # What this inference's decisions share
+    due:torch.Tensor,    # Whether it is, by the clock, [B] bool
+    opens:torch.Tensor,  # Whether the gate agrees, [B] bool
+    live:torch.Tensor    # Rows that may write, [B] bool
+) -> WriteDecision:
+    "Whether it writes, by clock, promotion, novelty and surprise"
+    c, when = self.config, self.when[rung.i]
+    early = self._promoted(rung, s, now, due, live)
     if not c.gated: opens = torch.ones_like(opens)
-    if c.promote:
-        rested = now['t'] - s['born'].max(1).values >= max(1, c.cooldown*rung.tau)
-        early = (memo['left'] > 0) & live & ~due & (rested | (s['born'] < 0).all(1))
-        memo['left'] = memo['left'] - early.long()
-    if when == 'novelty': opens = opens & (novelty(now['new'].detach(), s['z'].detach(), s['born']) > c.novel)
-    if not self.scored: return s, due | early, early, opens
-    u = self.score(rung, s, now['new'], now).detach()
+    if when == 'novelty':
+        news = novelty(now.new.detach(), s['z'].detach(), s['born']) > c.novel
+        opens = opens & news
+    if not self.scored: return WriteDecision(s, due | early, early, opens)
+    u = self.score(rung, s, now.new, now).detach()                    # [B]
     high = (u > c.margin*s['usual']) & live & (when == 'surprise')
-    memo['left'] = torch.where(high, c.promote, memo['left'])
+    now.left = torch.where(high, c.promote, now.left)
     if when == 'surprise': opens = opens & (high | early)
-    return dict(s, usual=track(s['usual'], u, live)), due | early, early, opens
+    s = dict(s, usual=track(s['usual'], u, live))
+    return WriteDecision(s, due | early, early, opens)
 
 # %% ../../nbs/21_writing.ipynb #unread
 def least_used(
-    reads,  # Attention each slot has had since it was written, [B,S]
-    born,   # Its last write, [B,S]; -1: empty
-    t       # Clock, [B]
-):          # [B]
+    reads:torch.Tensor,  # Attention each slot has had since it was written, [B,S]
+    born:torch.Tensor,   # Its last write, [B,S]; -1: empty
+    t:torch.Tensor       # Clock, [B]
+) -> torch.Tensor:       # [B]
     "The slot to give up: old and seldom read, or empty"
-    return ((reads+1.)/(1.+t[:, None]-born)).masked_fill(born < 0, -1.).argmin(1)
+    rate = (reads+1.)/(1.+t[:, None]-born)  # looks per inference, [B,S]
+    return rate.masked_fill(born < 0, -1.).argmin(1)
+
+# %% ../../nbs/21_writing.ipynb #slot
+@patch
+def slot(self:Policies,
+    rung:Rung,       # Whose slots
+    s:dict,          # Its state
+    t:torch.Tensor   # Clock, [B]
+) -> torch.Tensor:   # [B]
+    "The least used slot if looks are counted, else the oldest"
+    return least_used(s['reads'], s['born'], t) if 'reads' in s else s['born'].argmin(1)
 
 @patch
-def slot(self:Policies, rung, s, t): return least_used(s['reads'], s['born'], t) if 'reads' in s else s['born'].argmin(1)
-
-@patch
-def wrote(self:Policies, s, open, x, held):
+def wrote(self:Policies,
+    s:dict,             # The rung's state, noted but not yet written
+    open:torch.Tensor,  # Slots that are written, [B,S] bool
+    x:torch.Tensor,     # What the rung saw, [B,n]
+    held:torch.Tensor   # What was in the slot, [B,D]
+) -> dict:
+    "As the plain rule; looks are counted from the write on"
     s = Writing.wrote(self, s, open, x, held)
     return dict(s, reads=s['reads'].masked_fill(open, 0.)) if 'reads' in s else s
 
 # %% ../../nbs/21_writing.ipynb #collect
 def collect(
-    ladder,            # A ladder whose rule counts reads
-    state,             # A `LadderState`
-    older:float=8.,    # Cadences a slot is safe after its write
-    rarer:float=.01    # Attention per inference below which it goes
-):
+    ladder:CadenceLadder,  # Its rule counts reads
+    state:LadderState,     # Where B sessions stand
+    older:float=8.,        # Cadences a slot is safe after its write
+    rarer:float=.01        # Attention per inference below which it goes
+) -> LadderState:
     "The state without what is old and seldom read"
     t, rungs = ladder.unpack(state)
-    if any('reads' not in s for s in rungs): raise ValueError("ladder: expected WritingConfig.evict = 'unread', whose state counts reads")
+    if any('reads' not in s for s in rungs):
+        raise ValueError("ladder: expected WritingConfig.evict = 'unread', whose state counts reads")
     for r, s in zip(ladder.rungs.values(), rungs):
-        age = t[:, None]-s['born']
-        s['born'] = s['born'].masked_fill((age > older*r.tau) & (s['reads'] < rarer*age), -1)
+        age = t[:, None]-s['born']                                    # [B,S]
+        gone = (age > older*r.tau) & (s['reads'] < rarer*age)
+        s['born'] = s['born'].masked_fill(gone, -1)
         s['z'] = s['z'].masked_fill((s['born'] < 0)[..., None], 0.)
     return ladder.pack(t, rungs, state.thoughts)
 
 # %% ../../nbs/21_writing.ipynb #reinforce
 def reinforce(
-    log,    # `WriteLog` [B,T,R] of a scan with gate='sample'
-    reward  # What became of each life, [B]
-):          # A scalar loss; the gates' gradient only
+    log:WriteLog,        # [B,T,R], of a scan with gate='sample'
+    reward:torch.Tensor  # What became of each life, [B]
+) -> torch.Tensor:       # A scalar loss; the gates' gradient only
     "Minus the policy gradient's surrogate; for gates that decide alone, not together with surprise or novelty"
-    if len(reward) < 2: raise ValueError(f'reward: got {len(reward)} lives, expected 2 or more, whose mean is the baseline')
-    gain = (reward - (reward.sum()-reward)/(len(reward)-1)).detach()
+    if len(reward) < 2:
+        raise ValueError(f'reward: got {len(reward)} lives, expected 2 or more, whose mean is the baseline')
+    others = (reward.sum()-reward)/(len(reward)-1)                    # mean of the others, [B]
+    gain = (reward - others).detach()
     p = log.p.clamp(1e-4, 1-1e-4)
-    logp = torch.where(log.open, p.log(), (1-p).log())*log.due
+    logp = torch.where(log.open, p.log(), (1-p).log())*log.due        # [B,T,R]
     return -(gain*logp.flatten(1).sum(1)).mean()
