@@ -10,131 +10,184 @@ __all__ = ['TERMS', 'mu_law', 'pack_mu_law', 'unpack_mu_law', 'nested', 'width_b
 # %% ../../nbs/23_shaping.ipynb #imports
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import Config
-from .ladder import CadenceLadder, LadderConfig, LadderState, by_recency
+from .ladder import CadenceLadder, LadderConfig, LadderState, WriteLog, by_recency
 
 # %% ../../nbs/23_shaping.ipynb #companding
 def _level(z, bits, mu, bound):
-    n, a = 2**(bits-1)-1, (z/(bound or z.shape[-1]**.5)).clamp(-1, 1)
+    "Number of the level, from -n to n, shape of `z`"
+    n = 2**(bits-1)-1
+    largest = bound or z.shape[-1]**.5
+    a = (z/largest).clamp(-1, 1)
     return (n*a.sign()*torch.log1p(mu*a.abs())/math.log1p(mu)).round()
 
 def _value(k, bits, mu, bound):
-    y = k/(2**(bits-1)-1)
-    return y.sign()*torch.expm1(y.abs()*math.log1p(mu))*(bound or k.shape[-1]**.5)/mu
+    "What level `k` stands for"
+    y = k/(2**(bits-1)-1)  # -1 to 1
+    size = torch.expm1(y.abs()*math.log1p(mu))
+    largest = bound or k.shape[-1]**.5
+    return y.sign()*size*largest/mu
 
 # %% ../../nbs/23_shaping.ipynb #mu-law
 def mu_law(
-    z,               # Latents, [...,D]
-    bits:int=8,      # 2 to 8
-    mu:float=255.,   # How logarithmic; near 0 all steps are equal
-    bound:float=None # Largest magnitude, beyond which values are clipped; None: sqrt(D), which no latent exceeds
-):
+    z:torch.Tensor,       # Latents, [...,D]
+    bits:int=8,           # 2 to 8
+    mu:float=255.,        # How logarithmic; near 0 all steps are equal
+    bound:float|None=None # Largest magnitude, beyond which values are clipped; None: sqrt(D), which no latent exceeds
+) -> torch.Tensor:        # [...,D]
     "µ-law quantisation with straight-through gradient (G.711)"
     if not 2 <= bits <= 8: raise ValueError(f'bits: got {bits}, expected 2 to 8')
     c = z.clamp(-bound, bound) if bound else z
-    return _value(_level(c.detach(), bits, mu, bound), bits, mu, bound) + (c-c.detach())
+    level = _level(c.detach(), bits, mu, bound)
+    return _value(level, bits, mu, bound) + (c-c.detach())
 
 # %% ../../nbs/23_shaping.ipynb #pack
-def pack_mu_law(z, bits:int=8, mu:float=255., bound:float=None):
-    "Levels as uint8, shape of `z`"
-    return (_level(z, bits, mu, bound) + 2**(bits-1)-1).to(torch.uint8)
+def pack_mu_law(
+    z:torch.Tensor,       # Latents, [...,D]
+    bits:int=8,           # As in `mu_law`
+    mu:float=255.,        # As in `mu_law`
+    bound:float|None=None # As in `mu_law`
+) -> torch.Tensor:        # [...,D] uint8
+    "Levels as unsigned bytes"
+    top = 2**(bits-1)-1
+    return (_level(z, bits, mu, bound) + top).to(torch.uint8)
 
-def unpack_mu_law(x, bits:int=8, mu:float=255., bound:float=None, dtype=torch.float32):
+def unpack_mu_law(
+    x:torch.Tensor,        # Levels from `pack_mu_law`, [...,D] uint8
+    bits:int=8,            # As they were packed
+    mu:float=255.,         # As they were packed
+    bound:float|None=None, # As they were packed
+    dtype:torch.dtype=torch.float32  # Of what comes out
+) -> torch.Tensor:         # [...,D]
     "What `mu_law` made of the latents that were packed"
-    return _value(x.to(dtype) - (2**(bits-1)-1), bits, mu, bound)
+    top = 2**(bits-1)-1
+    return _value(x.to(dtype) - top, bits, mu, bound)
 
 # %% ../../nbs/23_shaping.ipynb #nested
 def nested(
-    z,    # Latents, [...,D]
-    share # Part of the width to keep, in (0,1], shape of `z` without its last dimension
-):
+    z:torch.Tensor,     # Latents, [...,D]
+    share:torch.Tensor  # Part of the width to keep, in (0,1], shape of `z` without its last dimension
+) -> torch.Tensor:      # [...,D]
     "The first `share` of each latent, the rest zero, length sqrt(D)"
     D = z.shape[-1]
-    if share.shape != z.shape[:-1]: raise ValueError(f'share: got shape {list(share.shape)}, expected {list(z.shape[:-1])}, one per latent')
-    keep = (share*D - 1e-4).ceil().clamp(1, D)
-    return F.normalize(z*(torch.arange(D, device=z.device) < keep[..., None]), dim=-1)*D**.5
+    if share.shape != z.shape[:-1]:
+        got, want = list(share.shape), list(z.shape[:-1])
+        raise ValueError(f'share: got shape {got}, expected {want}, one per latent')
+    width = (share*D - 1e-4).ceil().clamp(1, D)                          # [...]
+    keep = torch.arange(D, device=z.device) < width[..., None]           # [...,D]
+    return F.normalize(z*keep, dim=-1)*D**.5
 
 # %% ../../nbs/23_shaping.ipynb #entropy-width
 def width_by_entropy(
-    entropy,     # Of each inference's predictions, any unit, [B]
-    usual,       # Running typical value in the same unit, [B] or a number
-    low:float=.25# Least share, so that even a dull inference leaves something
-):
+    entropy:torch.Tensor,      # Of each inference's predictions, any unit, [B]
+    usual:torch.Tensor|float,  # Running typical value in the same unit, [B] or a number
+    low:float=.25              # Least share, so that even a dull inference leaves something
+) -> torch.Tensor:             # [B]
     "Share of the width for `nested`: full from the usual entropy up"
-    return (entropy/torch.as_tensor(usual).clamp(min=1e-6)).clamp(low, 1.)
+    usual = torch.as_tensor(usual).clamp(min=1e-6)
+    return (entropy/usual).clamp(low, 1.)
 
 # %% ../../nbs/23_shaping.ipynb #recon
 def _mean(x, mask): return torch.where(mask, x, 0.).sum()/mask.sum().clamp(min=1)
 
 def unexplained(
-    decoded, # What a decoder says, [...,d]
-    target   # What was written, the same shape; detached
-):           # [...]
+    decoded:torch.Tensor, # What a decoder says, [...,d]
+    target:torch.Tensor   # What was written, the same shape; detached
+) -> torch.Tensor:        # [...]
     "Share of the target that is not explained: squared error over squared length"
     t = target.detach()
-    return (decoded-t).pow(2).sum(-1)/t.pow(2).sum(-1).clamp(min=1e-6)
+    error = (decoded-t).pow(2).sum(-1)
+    return error/t.pow(2).sum(-1).clamp(min=1e-6)
 
-def reconstruction(decoded, target, mask):
-    "Mean `unexplained` share over the rows where the bool `mask` [...] holds; 0 if it holds nowhere"
+def reconstruction(
+    decoded:torch.Tensor, # What a decoder says, [...,d]
+    target:torch.Tensor,  # What was written, the same shape; detached
+    mask:torch.Tensor     # Rows that count, bool [...]
+) -> torch.Tensor:        # A scalar; 0 if no row counts
+    "Mean `unexplained` share"
     return _mean(unexplained(decoded, target), mask)
 
 # %% ../../nbs/23_shaping.ipynb #nce
 def info_nce(
-    a, b,          # Two views of each row, [B,e]
-    mask=None,     # Rows that have both, bool [B]; None: all
-    temperature=.1 # Small: only the nearest negatives matter
-):
+    a:torch.Tensor,                    # One view of each row, [B,e]
+    b:torch.Tensor,                    # Another, [B,e]
+    mask:torch.Tensor|None=None,       # Rows that have both, bool [B]; None: all
+    temperature:float|torch.Tensor=.1  # Small: only the nearest negatives matter
+) -> torch.Tensor:                     # A scalar
     "Symmetric InfoNCE: positives are the same row, negatives the other rows"
-    mask = torch.ones(len(a), dtype=torch.bool, device=a.device) if mask is None else mask
-    sim, y = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T/temperature, torch.arange(len(a), device=a.device)
-    ways = [F.cross_entropy(s.masked_fill(~mask, -1e9), y, reduction='none') for s in (sim, sim.T)]
-    return _mean(sum(ways)/2, mask)
+    if mask is None: mask = torch.ones(len(a), dtype=torch.bool, device=a.device)
+    sim = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T/temperature    # [B,B]
+    y = torch.arange(len(a), device=a.device)
+    ways = sim, sim.T                                                      # from a to b, from b to a
+    each = [F.cross_entropy(s.masked_fill(~mask, -1e9), y, reduction='none') for s in ways]
+    return _mean(sum(each)/2, mask)
 
 # %% ../../nbs/23_shaping.ipynb #ortho
 def orthogonality(
-    z,   # Latents of a rung, [B,S,D]; a batch of 1 tells nothing, for its mean is taken off
-    born # Inference of each slot's last write, [B,S]; -1: empty
-):
+    z:torch.Tensor,    # Latents of a rung, [B,S,D]; a batch of 1 tells nothing, for its mean is taken off
+    born:torch.Tensor  # Inference of each slot's last write, [B,S]; -1: empty
+) -> torch.Tensor:     # A scalar
     "Mean squared cosine between different filled slots, on latents without their mean over batch and slots"
-    f = born >= 0
-    z = z - torch.where(f[..., None], z, 0.).sum((0, 1))/f.sum().clamp(min=1)
+    held = born >= 0
+    mean = torch.where(held[..., None], z, 0.).sum((0, 1))/held.sum().clamp(min=1)   # [D]
+    z = z - mean
     u = F.normalize(z, dim=-1)
-    pairs = f[:, :, None] & f[:, None] & ~torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
+    other = ~torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
+    pairs = held[:, :, None] & held[:, None] & other                   # [B,S,S]
     return _mean((u @ u.mT).pow(2), pairs)
 
 # %% ../../nbs/23_shaping.ipynb #gates
-def gate_entropy(log):
-    "Mean entropy of the write probabilities of a `WriteLog` [B,T,R] over what was due, in nats; low: gates decide"
+def gate_entropy(
+    log:WriteLog    # [B,T,R]
+) -> torch.Tensor:  # A scalar, nats
+    "Mean entropy of the probabilities of writing over what was due; low: gates decide"
     p = log.p.clamp(1e-4, 1-1e-4)
-    return _mean(torch.special.entr(p) + torch.special.entr(1-p), log.due)
+    each = torch.special.entr(p) + torch.special.entr(1-p)
+    return _mean(each, log.due)
 
-def promotion_tax(log, promoted=None):
-    "Expected early writes per inference; bool `promoted` [B,T,R] says which were due by promotion, not by the clock; None: `log.early`"
-    return (log.p*(log.early if promoted is None else promoted)).sum(-1).mean()
+def promotion_tax(
+    log:WriteLog,                    # [B,T,R]
+    promoted:torch.Tensor|None=None  # What was due by promotion, not by the clock, bool [B,T,R]; None: `log.early`
+) -> torch.Tensor:                   # A scalar
+    "Expected early writes per inference"
+    if promoted is None: promoted = log.early
+    return (log.p*promoted).sum(-1).mean()
 
 # %% ../../nbs/23_shaping.ipynb #gap
 def memory_gap(
-    with_,          # Loss with memory, per life, [B]
-    without,        # Loss of the same lives with memory hidden, [B]; detached
-    margin:float=.5 # Gap that is enough, in nats
-):
+    with_:torch.Tensor,    # Loss with memory, per life, [B]
+    without:torch.Tensor,  # Loss of the same lives with memory hidden, [B]; detached
+    margin:float=.5        # Gap that is enough, in nats
+) -> torch.Tensor:         # A scalar
     "Hinge on how much memory lowers the loss; low: it helps"
     return F.relu(margin - (without.detach()-with_)).mean()
 
 # %% ../../nbs/23_shaping.ipynb #critic
 class Critic(nn.Module):
     "Predicts from a latent how much it will lower later loss"
-    def __init__(self, dim, hidden=64):
+    def __init__(self,
+        dim:int,       # Width of a latent
+        hidden:int=64  # Width of the hidden layer
+    ):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, 1))
         nn.init.zeros_(self.net[-1].weight)
         nn.init.zeros_(self.net[-1].bias)
-    def forward(self, z): return self.net(z.detach()).squeeze(-1)
+    def forward(self,
+        z:torch.Tensor  # Latents, [...,D]; detached
+    ) -> torch.Tensor:  # [...]
+        return self.net(z.detach()).squeeze(-1)
 
-def critic_loss(worth, filled, gap):
-    "Huber loss between the summed `worth` [B,N] of a life's filled slots, bool [B,N], and the gap [B] that was measured, detached"
+# %% ../../nbs/23_shaping.ipynb #critic-loss
+def critic_loss(
+    worth:torch.Tensor,   # What critics say of a life's slots, [B,N]
+    filled:torch.Tensor,  # Slots that hold something, bool [B,N]
+    gap:torch.Tensor      # What memory was worth when it was measured, [B]; detached
+) -> torch.Tensor:        # A scalar
+    "Huber loss between the summed worth of a life's slots and the measured gap"
     return F.huber_loss((worth*filled).sum(-1), gap.detach())
 
 # %% ../../nbs/23_shaping.ipynb #config
@@ -142,14 +195,14 @@ TERMS = ('recon', 'contrast', 'ortho', 'entropy', 'tax', 'gap', 'critic')
 
 @dataclass
 class ShapingConfig(Config):
-    "Which wishes are put to a ladder, and how strongly"
-    recon: float = 0.        # Weights of the terms; 0 is off
-    contrast: float = 0.
-    ortho: float = 0.
-    entropy: float = 0.
-    tax: float = 0.
-    gap: float = 0.
-    critic: float = 0.
+    "Which wishes are put to a ladder, and how strongly; a weight of 0 is off"
+    recon: float = 0.        # Weight of `reconstruction`
+    contrast: float = 0.     # Weight of `info_nce` between neighbouring rungs
+    ortho: float = 0.        # Weight of `orthogonality`
+    entropy: float = 0.      # Weight of `gate_entropy`
+    tax: float = 0.          # Weight of `promotion_tax`
+    gap: float = 0.          # Weight of `memory_gap`
+    critic: float = 0.       # Weight of `critic_loss`
     bits: int = 0            # Of a stored element; 0: not quantised
     quantise_from: int = 64  # Least cadence that is quantised; fast rungs are overwritten soon anyway
     width: bool = False      # Do inferences choose their width?
@@ -159,20 +212,23 @@ class ShapingConfig(Config):
 # %% ../../nbs/23_shaping.ipynb #validate
 @patch
 def validate(self:ShapingConfig):
-    for k in TERMS: self.need(k, getattr(self, k) >= 0, 'a weight, 0 or more')
+    for name in TERMS:
+        self.need(name, getattr(self, name) >= 0, 'a weight, 0 or more')
     self.need('bits', self.bits == 0 or 2 <= self.bits <= 8, '0, or 2 to 8')
-    for k in ('quantise_from', 'shared'): self.need(k, getattr(self, k) >= 1, 'at least 1')
+    for name in ('quantise_from', 'shared'):
+        self.need(name, getattr(self, name) >= 1, 'at least 1')
 
 # %% ../../nbs/23_shaping.ipynb #shaping
 class Shaping(nn.Module):
     "Auxiliary losses and transformations of one ladder's latents; holds no state"
     def __init__(self,
-        config:ShapingConfig,
+        config:ShapingConfig,       # Which of them
         ladder_config:LadderConfig, # Shape of the ladder
         d_in:int                    # Width of one inference's hidden state
     ):
         super().__init__()
-        self.config, self.taus, dims = config, ladder_config.taus, ladder_config.dims
+        dims = ladder_config.dims
+        self.config, self.taus = config, ladder_config.taus
         self.decoders = nn.ModuleList(nn.Linear(d, d_in) for d in dims)
         self.heads = nn.ModuleList(nn.Linear(d, config.shared) for d in dims)
         self.critics = nn.ModuleList(Critic(d) for d in dims)
@@ -181,114 +237,175 @@ class Shaping(nn.Module):
 # %% ../../nbs/23_shaping.ipynb #finish
 @patch
 def finish(self:Shaping,
-    i:int,     # Number of the rung, fastest 0
-    new,       # Its candidate, [B,D]
-    share=None # Part of the width to keep, [B], from `width_by_entropy`; used if the config says `width`
-):
-    "The latent that is stored, [B,D]"
+    i:int,                       # Number of the rung, fastest 0
+    new:torch.Tensor,            # Its candidate, [B,D]
+    share:torch.Tensor|None=None # Part of the width to keep, [B], from `width_by_entropy`; used with `config.width`
+) -> torch.Tensor:               # [B,D]
+    "The latent that is stored"
     c = self.config
     if c.width and share is not None: new = nested(new, share)
     return mu_law(new, c.bits) if c.bits and self.taus[i] >= c.quantise_from else new
 
 @patch
-def share(self:Shaping, entropy, usual): return width_by_entropy(entropy, usual) if self.config.width else None
+def share(self:Shaping,
+    entropy:torch.Tensor,      # Of each inference's predictions, [B]
+    usual:torch.Tensor|float   # Its running typical value
+) -> torch.Tensor|None:        # [B]; None: the config says nothing of width
+    "Part of the width to keep"
+    return width_by_entropy(entropy, usual) if self.config.width else None
 
 # %% ../../nbs/23_shaping.ipynb #target
 def written_from(
-    h,        # Normalised inputs of a window, [B,T,d]
-    born,     # [B,S]
-    t0,       # Clock of each life when the window began, [B]
-    live=None # [B,T] bool as given to the scan; None: all
-):            # ([B,S,d], whether it lies in the window [B,S])
+    h:torch.Tensor,              # Normalised inputs of a window, [B,T,d]
+    born:torch.Tensor,           # Inference of each slot's last write, [B,S]
+    t0:torch.Tensor,             # Clock of each life when the window began, [B]
+    live:torch.Tensor|None=None  # [B,T] bool as given to the scan; None: all
+) -> tuple:                      # ([B,S,d], whether it lies in the window [B,S])
     "The input that each slot was written from"
-    live = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device) if live is None else live
-    clock = torch.where(live, t0[:, None] + live.cumsum(1) - 1, -2)
-    hit = clock[:, None] == born[..., None]
-    return h.gather(1, hit.int().argmax(-1)[..., None].expand(-1, -1, h.shape[-1])), hit.any(-1)
+    if live is None: live = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
+    clock = torch.where(live, t0[:, None] + live.cumsum(1) - 1, -2)    # [B,T]
+    hit = clock[:, None] == born[..., None]                            # [B,S,T]
+    at = hit.int().argmax(-1)[..., None]                               # [B,S,1]
+    return h.gather(1, at.expand(-1, -1, h.shape[-1])), hit.any(-1)
 
 # %% ../../nbs/23_shaping.ipynb #terms
 @patch
 def _recon(self:Shaping, rungs, h, t0, live):
-    each = [reconstruction(d(r['z']), *written_from(h, r['born'], t0, live)) for d, r in zip(self.decoders, rungs)]
+    "How much each rung's decoder fails to tell, mean over rungs"
+    each = []
+    for decode, r in zip(self.decoders, rungs):
+        target, known = written_from(h, r['born'], t0, live)
+        each.append(reconstruction(decode(r['z']), target, known))
     return sum(each)/len(each)
 
+# %% ../../nbs/23_shaping.ipynb #contrast
 @patch
 def _contrast(self:Shaping, rungs):
-    full, hot = [r['born'] >= 0 for r in rungs], self.log_temperature.exp().clamp(min=.01)
-    e = [head((r['z']*f[..., None]).sum(1)/f.sum(1, keepdim=True).clamp(min=1)) for head, r, f in zip(self.heads, rungs, full)]
-    each = [info_nce(a, b, f.any(1) & g.any(1), hot) for a, b, f, g in zip(e, e[1:], full, full[1:])]
+    "InfoNCE between each rung and the next slower one, mean over the pairs"
+    hot = self.log_temperature.exp().clamp(min=.01)
+    views, filled = [], []
+    for head, r in zip(self.heads, rungs):
+        held = r['born'] >= 0                                          # [B,S]
+        total = (r['z']*held[..., None]).sum(1)                        # [B,D]
+        views.append(head(total/held.sum(1, keepdim=True).clamp(min=1)))
+        filled.append(held.any(1))                                     # [B]
+    each = []
+    for i in range(len(views)-1):
+        both = filled[i] & filled[i+1]
+        each.append(info_nce(views[i], views[i+1], both, hot))
     return sum(each)/len(each) if each else hot*0
 
 # %% ../../nbs/23_shaping.ipynb #worth
 @patch
-def worth(self:Shaping, rungs) -> tuple:
-    "What the critics say of every rung's slots [B,N], and which hold something [B,N]"
-    return torch.cat([c(r['z']) for c, r in zip(self.critics, rungs)], 1), torch.cat([r['born'] >= 0 for r in rungs], 1)
-
-@patch
-def _terms(self:Shaping, rungs, h, t0, log, promoted, gap, live):
-    return dict(recon=lambda: self._recon(rungs, h, t0, live), contrast=lambda: self._contrast(rungs),
-        ortho=lambda: sum(orthogonality(r['z'], r['born']) for r in rungs)/len(rungs),
-        entropy=lambda: gate_entropy(log), tax=lambda: promotion_tax(log, promoted),
-        gap=lambda: memory_gap(*gap, self.config.margin), critic=lambda: critic_loss(*self.worth(rungs), gap[1]-gap[0]))
+def worth(self:Shaping,
+    rungs:list[dict]  # `z` [B,S,D] and `born` [B,S] of each, fastest first
+) -> tuple:           # ([B,N], [B,N] bool)
+    "What the critics say of every rung's slots, and which hold something"
+    said = [critic(r['z']) for critic, r in zip(self.critics, rungs)]
+    held = [r['born'] >= 0 for r in rungs]
+    return torch.cat(said, 1), torch.cat(held, 1)
 
 # %% ../../nbs/23_shaping.ipynb #losses
+class _Window(NamedTuple):
+    "What the terms are made of"
+    rungs: list[dict]            # After a window: `z` [B,S,D] and `born` [B,S] of each, fastest first
+    h: torch.Tensor              # Normalised inputs of that window, [B,T,d_in]
+    t0: torch.Tensor             # Clock at its start, [B]
+    log: WriteLog                # Its log, [B,T,R]
+    promoted: torch.Tensor|None  # [B,T,R] bool; None: `log.early`
+    gap: tuple|None              # (loss with memory [B], loss without [B]); None: not measured
+    live: torch.Tensor|None      # [B,T] bool as given to the scan; None: all
+
+@patch
+def _term(self:Shaping, name, w:_Window):
+    "One of `TERMS`, not weighted"
+    if name == 'recon': return self._recon(w.rungs, w.h, w.t0, w.live)
+    if name == 'contrast': return self._contrast(w.rungs)
+    if name == 'ortho': return sum(orthogonality(r['z'], r['born']) for r in w.rungs)/len(w.rungs)
+    if name == 'entropy': return gate_entropy(w.log)
+    if name == 'tax': return promotion_tax(w.log, w.promoted)
+    with_, without = w.gap
+    if name == 'gap': return memory_gap(with_, without, self.config.margin)
+    return critic_loss(*self.worth(w.rungs), without-with_)
+
+# %% ../../nbs/23_shaping.ipynb #losses-all
 @patch
 def losses(self:Shaping,
-    rungs,         # After a window: dicts with `z` [B,S,D] and `born` [B,S], fastest first
-    h,             # Normalised inputs of that window, [B,T,d_in]
-    t0,            # Clock at its start, [B]
-    log,           # Its `WriteLog`, [B,T,R]
-    promoted=None, # Bool [B,T,R]; None: `log.early`
-    gap=None,      # (loss with memory [B], loss without [B]) of these lives; None: not measured
-    live=None      # [B,T] bool as given to the scan; None: all
-) -> dict:         # name -> scalar
+    rungs:list[dict],                 # After a window: `z` [B,S,D] and `born` [B,S] of each, fastest first
+    h:torch.Tensor,                   # Normalised inputs of that window, [B,T,d_in]
+    t0:torch.Tensor,                  # Clock at its start, [B]
+    log:WriteLog,                     # Its log, [B,T,R]
+    promoted:torch.Tensor|None=None,  # [B,T,R] bool; None: `log.early`
+    gap:tuple|None=None,              # (loss with memory [B], loss without [B]) of these lives; None: not measured
+    live:torch.Tensor|None=None       # [B,T] bool as given to the scan; None: all
+) -> dict:                            # name -> scalar
     "The terms that have a weight"
-    make = self._terms(rungs, h, t0, log, promoted, gap, live)
-    return {k: f() for k, f in make.items() if getattr(self.config, k) and (gap is not None or k not in ('gap', 'critic'))}
+    window = _Window(rungs, h, t0, log, promoted, gap, live)
+    wanted = [name for name in TERMS if getattr(self.config, name)]
+    if gap is None: wanted = [name for name in wanted if name not in ('gap', 'critic')]
+    return {name: self._term(name, window) for name in wanted}
 
 # %% ../../nbs/23_shaping.ipynb #total
 @patch
-def total(self:Shaping, losses:dict):
-    "Weighted sum of what `losses` gave"
-    return sum((getattr(self.config, k)*v for k, v in losses.items()), torch.zeros(()))
+def total(self:Shaping,
+    losses:dict  # Name -> scalar, from `losses`
+) -> torch.Tensor:
+    "Their weighted sum"
+    total = torch.zeros(())
+    for name, loss in losses.items(): total = total + getattr(self.config, name)*loss
+    return total
 
 # %% ../../nbs/23_shaping.ipynb #surprise
 @patch
 @torch.no_grad()
 def surprise(self:Shaping,
-    i:int, # Number of the rung, fastest 0
-    new,   # Its candidate, [B,D]
-    h      # What the candidate was made of, normalised, [B,d_in]
-):         # [B]
+    i:int,             # Number of the rung, fastest 0
+    new:torch.Tensor,  # Its candidate, [B,D]
+    h:torch.Tensor     # What the candidate was made of, normalised, [B,d_in]
+) -> torch.Tensor:     # [B]
     "The share of an input that a candidate fails to tell: 0 is familiar, 1 tells nothing"
     return unexplained(self.decoders[i](new), h)
 
 # %% ../../nbs/23_shaping.ipynb #before
-def _before(z, born, t):
+def _before(s, n, t):
+    "A rung as it was before `t` [B*n], each life `n` times: (z [B*n,S,D], born [B*n,S])"
+    z = s['z'].repeat_interleave(n, 0)
+    born = s['born'].repeat_interleave(n, 0)
     old = (born >= 0) & (born < t[:, None])
     return z*old[..., None], torch.where(old, born, -1)
 
+# %% ../../nbs/23_shaping.ipynb #again
 @patch
 def _again(self:Shaping, i, rung, s, h, faster, extra):
-    n, h, when, held = s['z'].shape[1], h.flatten(0, 1), s['born'].clamp(min=0).flatten(), s['z'].flatten(0, 1)
-    as_of = lambda r, t: _before(*(r[k].repeat_interleave(n, 0) for k in ('z', 'born')), t)
-    z, born = as_of(s, when)
-    x = rung.see(dict(z=z, born=born), when, h, [by_recency(*as_of(r, when+1)) for r in faster], (h.new_zeros(len(h), extra),))
-    share = ((held != 0)*torch.arange(1, rung.dim+1, device=h.device)).amax(1)/rung.dim
-    new = self.finish(i, rung.candidate(x, h, held), share.clamp(min=1/rung.dim)).view_as(s['z'])
-    return torch.where((s['born'] >= 0)[..., None], new, s['z'])
+    "A rung's latents [B,S,D], written again from what they decode to, `h` [B,S,d_in]"
+    S, D = s['z'].shape[1:]
+    h = h.flatten(0, 1)                                                # [B*S,d_in]
+    held = s['z'].flatten(0, 1)                                        # [B*S,D]
+    when = s['born'].clamp(min=0).flatten()                            # [B*S]
+    z, born = _before(s, S, when)
+    seen = [by_recency(*_before(r, S, when+1)) for r in faster]        # each [B*S,S'*D']
+    x = rung.see(dict(z=z, born=born), when, h, seen, (h.new_zeros(len(h), extra),))
+    place = torch.arange(1, D+1, device=h.device)
+    width = ((held != 0)*place).amax(1)                                # last that isn't zero, [B*S]
+    share = (width/D).clamp(min=1/D)
+    new = self.finish(i, rung.candidate(x, h, held), share)
+    return torch.where((s['born'] >= 0)[..., None], new.view_as(s['z']), s['z'])
 
 # %% ../../nbs/23_shaping.ipynb #refresh
 @patch
 @torch.no_grad()
 def refresh(self:Shaping,
-    ladder:CadenceLadder, # With the weights of now
-    state:LadderState,    # Written with earlier weights
-    old:Shaping=None      # Trained with those earlier weights; None: this one
-) -> LadderState:         # Same births and clocks
+    ladder:CadenceLadder,  # With the weights of now
+    state:LadderState,     # Written with earlier weights
+    old:Shaping|None=None  # Trained with those earlier weights; None: this one
+) -> LadderState:          # Same births and clocks
     "Decode every filled slot and write it again with the weights of now"
-    (t, rungs), out = ladder.unpack(state), []
+    decoders = (old or self).decoders
+    extra = ladder.writing.extra
+    t, rungs = ladder.unpack(state)
+    out = []
     for i, (rung, s) in enumerate(zip(ladder.rungs.values(), rungs)):
-        out.append(dict(s, z=self._again(i, rung, s, (old or self).decoders[i](s['z']), out, ladder.writing.extra)))
+        h = decoders[i](s['z'])                                        # [B,S,d_in]
+        z = self._again(i, rung, s, h, out, extra)
+        out.append(dict(s, z=z))
     return ladder.pack(t, out, state.thoughts)
