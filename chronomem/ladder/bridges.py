@@ -7,37 +7,69 @@ __all__ = ['BRIDGES', 'HierBridge', 'AttentionBridge']
 
 # %% ../../nbs/25_bridges.ipynb #imports
 import torch, torch.nn as nn, torch.nn.functional as F
+from fastcore.basics import patch
 from .ladder import mlp_bridge
 
 # %% ../../nbs/25_bridges.ipynb #hier
 class HierBridge(nn.Module):
     "Codes joined from fast to slow"
-    def __init__(self, sizes, slots, hidden, dim):
+    def __init__(self,
+        sizes:list,   # Widths of the parts of what a rung sees: hidden state, each rung's slots, all else
+        slots:tuple,  # Slots of each of those rungs; this bridge doesn't ask
+        hidden:int,   # Width of the hidden layer; a code is a quarter of it
+        dim:int       # Width of the rung's latent
+    ):
         super().__init__()
         self.sizes, code = sizes, max(8, hidden//4)
-        self.squeeze = nn.ModuleList(nn.Sequential(nn.Linear(n+code*(j > 0), code), nn.GELU(), nn.Linear(code, code)) for j, n in enumerate(sizes[1:-1]))
+        self.squeeze = nn.ModuleList()
+        for j, n in enumerate(sizes[1:-1]):
+            n = n + code*(j > 0)  # all but the fastest get the code before
+            self.squeeze.append(nn.Sequential(nn.Linear(n, code), nn.GELU(), nn.Linear(code, code)))
         self.join = mlp_bridge([sizes[0], code, sizes[-1]], slots, hidden, dim)
-    def forward(self, x):
-        h, first, *rest, about = x.split(self.sizes, -1)
-        code = self.squeeze[0](first)
-        for squeeze, z in zip(self.squeeze[1:], rest): code = squeeze(torch.cat([z, code], -1))
-        return self.join(torch.cat([h, code, about], -1))
+
+# %% ../../nbs/25_bridges.ipynb #hier-forward
+@patch
+def forward(self:HierBridge,
+    x:torch.Tensor  # What the rung sees, [B,sum(sizes)]
+) -> torch.Tensor:  # [B,dim]
+    h, first, *rest, about = x.split(self.sizes, -1)
+    code = self.squeeze[0](first)                                          # [B,code]
+    for squeeze, z in zip(self.squeeze[1:], rest):
+        code = squeeze(torch.cat([z, code], -1))
+    return self.join(torch.cat([h, code, about], -1))
 
 # %% ../../nbs/25_bridges.ipynb #attention
 class AttentionBridge(nn.Module):
     "A look at the hidden state and every slot"
-    def __init__(self, sizes, slots, hidden, dim, heads=4):
+    def __init__(self,
+        sizes:list,   # Widths of the parts of what a rung sees: hidden state, each rung's slots, all else
+        slots:tuple,  # Slots of each of those rungs
+        hidden:int,   # Width of the attention
+        dim:int,      # Width of the rung's latent
+        heads:int=4   # Attention heads; `hidden` is a multiple of them
+    ):
         super().__init__()
         if hidden % heads: raise ValueError(f'hidden: got {hidden}, expected a multiple of {heads} heads')
         self.sizes, self.parts, self.heads = sizes, (1, *slots), heads
         self.key = nn.ModuleList(nn.Linear(n//k, hidden) for n, k in zip(sizes[:-1], self.parts))
-        self.query, self.out = nn.Linear(sizes[0]+sizes[-1], hidden), nn.Sequential(nn.GELU(), nn.Linear(hidden, dim))
-    def forward(self, x):
-        *parts, about = x.split(self.sizes, -1)
-        seen = torch.cat([f(p.unflatten(-1, (k, -1))) for f, p, k in zip(self.key, parts, self.parts)], -2)
-        q = self.query(torch.cat([parts[0], about], -1))[..., None, :]
-        q, k = (y.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for y in (q, seen))
-        return self.out(F.scaled_dot_product_attention(q, k, k).transpose(-2, -3).flatten(-3))
+        self.query = nn.Linear(sizes[0]+sizes[-1], hidden)
+        self.out = nn.Sequential(nn.GELU(), nn.Linear(hidden, dim))
+    def _split(self, y): return y.unflatten(-1, (self.heads, -1)).transpose(-2, -3)  # [...,heads,N,hidden/heads]
+
+# %% ../../nbs/25_bridges.ipynb #attention-forward
+@patch
+def forward(self:AttentionBridge,
+    x:torch.Tensor  # What the rung sees, [B,sum(sizes)]
+) -> torch.Tensor:  # [B,dim]
+    *parts, about = x.split(self.sizes, -1)
+    seen = []
+    for key, part, k in zip(self.key, parts, self.parts):
+        seen.append(key(part.unflatten(-1, (k, -1))))                      # [B,k,hidden]
+    seen = torch.cat(seen, -2)                                             # [B,N,hidden]
+    asks = self.query(torch.cat([parts[0], about], -1))[..., None, :]      # [B,1,hidden]
+    q, k = self._split(asks), self._split(seen)
+    y = F.scaled_dot_product_attention(q, k, k)                            # [B,heads,1,hidden/heads]
+    return self.out(y.transpose(-2, -3).flatten(-3))
 
 # %% ../../nbs/25_bridges.ipynb #bridges
 BRIDGES = dict(mlp=mlp_bridge, hier_ae=HierBridge, attention=AttentionBridge)

@@ -8,16 +8,24 @@ __all__ = ['RecurrentMemory']
 # %% ../../nbs/26_recurrent.ipynb #imports
 import torch, torch.nn as nn
 from fastcore.basics import patch
-from .ladder import WriteLog, _blank, _finite, _fits, _packed
+from .ladder import LadderConfig, LadderState, WriteLog, _blank, _finite, _fits, _packed
 
 # %% ../../nbs/26_recurrent.ipynb #rmt
 class RecurrentMemory(nn.Module):
-    "RMT's rule behind the same interface: at each inference every slot is rewritten with the hidden state of a mem token that saw the memory"
+    """RMT's rule behind the same interface: at each inference every slot is rewritten
+    with the hidden state of a mem token that saw the memory"""
     sees, asks, wants_hint, shaping = True, False, False, None
-    def __init__(self, config, d_in, d_out, scale=1.):
+    def __init__(self,
+        config:LadderConfig,  # Kept, not used: slots follow from the widths
+        d_in:int,             # Width of one inference's hidden state, all mem tokens side by side
+        d_out:int,            # Width of a soft token
+        scale:float=1.        # Factor on soft tokens
+    ):
         super().__init__()
-        if d_in % d_out: raise ValueError(f'd_in: got {d_in}, expected a multiple of d_out = {d_out}, one mem token per slot')
-        self.config, self.d_in, self.slots, self.dim = config, d_in, d_in//d_out, d_out
+        if d_in % d_out:
+            raise ValueError(f'd_in: got {d_in}, expected a multiple of d_out = {d_out}, one mem token per slot')
+        self.config, self.d_in = config, d_in
+        self.slots, self.dim = d_in//d_out, d_out
         self.register_buffer('scale', torch.tensor(float(scale)))
         self.norm = nn.LayerNorm(d_out)
         self.alpha = nn.Parameter(torch.tensor(.1))
@@ -26,24 +34,41 @@ class RecurrentMemory(nn.Module):
 
 # %% ../../nbs/26_recurrent.ipynb #rmt-write
 @patch
-def init(self:RecurrentMemory, batch, device=None): return _blank(batch, self.shapes, device or self.norm.weight.device)
+def init(self:RecurrentMemory,
+    batch:int,                          # Sessions
+    device:torch.device|str|None=None   # None: where the weights are
+) -> LadderState:
+    "A state of `batch` sessions that remember nothing"
+    return _blank(batch, self.shapes, device or self.norm.weight.device)
 
+# %% ../../nbs/26_recurrent.ipynb #rmt-write-write
 @patch
-def write(self:RecurrentMemory, state, h, live=None, gate='hard', hint=None):
-    "Rewrite every slot of the live rows; `h` [B,d_in] holds one mem token per slot"
+def write(self:RecurrentMemory,
+    state:LadderState,            # Where B sessions stand
+    h:torch.Tensor,               # One mem token per slot, side by side, [B,d_in]
+    live:torch.Tensor|None=None,  # [B] bool; None: all
+    gate:str='hard',              # Not used: every inference writes
+    hint:torch.Tensor|None=None   # Not used
+) -> tuple:                       # (new state, `WriteLog` [B,1])
+    "Rewrite every slot of the live rows"
     _fits(state, self.shapes)
     _finite(h, [len(state.t), self.d_in])
-    live = torch.ones(len(h), dtype=torch.bool, device=h.device) if live is None else live
-    z = torch.where(live[:, None, None], self.norm(h.reshape(-1, self.slots, self.dim)), state.rungs['tau1', 'z'])
-    born = torch.where(live[:, None], state.t[:, None], state.rungs['tau1', 'born'])
-    yes = live[:, None]
+    if live is None: live = torch.ones(len(h), dtype=torch.bool, device=h.device)
+    yes, old = live[:, None], state.rungs['tau1']                                # [B,1]
+    new = h.reshape(-1, self.slots, self.dim)                                    # [B,S,D]
+    z = torch.where(live[:, None, None], self.norm(new), old['z'])
+    born = torch.where(yes, state.t[:, None], old['born'])
     log = WriteLog(p=yes.float(), open=yes, due=yes, early=torch.zeros_like(yes), batch_size=[len(h)])
     return _packed(state.t+live, dict(tau1=dict(z=z, born=born)), state.thoughts), log
 
 # %% ../../nbs/26_recurrent.ipynb #rmt-read
 @patch
-def read(self:RecurrentMemory, state, h=None):
+def read(self:RecurrentMemory,
+    state:LadderState,         # Where B sessions stand
+    h:torch.Tensor|None=None   # Not used
+) -> tuple:                    # (soft [B,S,D], mask [B,S])
     "Slots as soft tokens, and which of them hold something"
     _fits(state, self.shapes)
     z, born = state.rungs['tau1', 'z'], state.rungs['tau1', 'born']
-    return self.alpha*(z + self.place)*self.scale, born >= 0
+    y = self.alpha*(z + self.place)
+    return y*self.scale, born >= 0
