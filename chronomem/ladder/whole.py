@@ -8,7 +8,7 @@ __all__ = ['LadderRules', 'make_ladder']
 # %% ../../nbs/27_whole.ipynb #imports
 from dataclasses import dataclass, field
 from ..core import Config
-from .ladder import CadenceLadder
+from .ladder import CadenceLadder, LadderConfig
 from .writing import Policies, WritingConfig
 from .reading import Looking, ReadingConfig
 from .shaping import Shaping, ShapingConfig
@@ -18,15 +18,15 @@ from .bridges import BRIDGES
 @dataclass
 class LadderRules(Config):
     "How a ladder of a given shape behaves"
-    writing: WritingConfig = field(default_factory=WritingConfig)
-    reading: ReadingConfig = field(default_factory=ReadingConfig)
-    shaping: ShapingConfig = field(default_factory=ShapingConfig)
-    bridge: str = 'mlp'  # From faster rungs to a latent: 'mlp', 'hier_ae' or 'attention'
+    writing: WritingConfig = field(default_factory=WritingConfig)  # When and where it writes
+    reading: ReadingConfig = field(default_factory=ReadingConfig)  # How slots are shown
+    shaping: ShapingConfig = field(default_factory=ShapingConfig)  # What is wished of latents
+    bridge: str = 'mlp'                                            # From faster rungs to a latent: a name of `BRIDGES`
     def validate(self): self.need('bridge', self.bridge in BRIDGES, f'one of {[*BRIDGES]}')
 
 # %% ../../nbs/27_whole.ipynb #make
 def make_ladder(
-    config,              # `LadderConfig`: rungs, widths, slots
+    config:LadderConfig, # Rungs, widths, slots
     rules:LadderRules,   # How they behave
     d_in:int,            # Width of one inference's hidden state
     d_out:int,           # Width of a soft token
@@ -34,7 +34,11 @@ def make_ladder(
 ) -> CadenceLadder:      # its `shaping` is None unless something of it is switched on
     "A cadence ladder with all its rules"
     w, r, plain = rules.writing, rules.reading, LadderRules()
-    shaping = Shaping(rules.shaping, config, d_in) if rules.shaping != plain.shaping or w.score == 'reconstruction' else None
-    writing = Policies(w, config.taus, shaping) if w != plain.writing or shaping is not None else None
-    reading = Looking(r, config, d_in) if r != plain.reading or w.evict == 'unread' else None
+    shaping = writing = reading = None
+    if rules.shaping != plain.shaping or w.score == 'reconstruction':
+        shaping = Shaping(rules.shaping, config, d_in)
+    if w != plain.writing or shaping is not None:
+        writing = Policies(w, config.taus, shaping)
+    if r != plain.reading or w.evict == 'unread':
+        reading = Looking(r, config, d_in)
     return CadenceLadder(config, d_in, d_out, scale, writing, reading, BRIDGES[rules.bridge])
