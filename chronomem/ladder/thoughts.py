@@ -7,6 +7,7 @@ __all__ = ['ThoughtsConfig', 'principal', 'code_table', 'recalled_words', 'about
 
 # %% ../../nbs/28_thoughts.ipynb #imports
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 import torch, torch.nn as nn
 from tensordict import TensorDict
@@ -21,14 +22,15 @@ class ThoughtsConfig(Config):
     tokens: int = 32   # Longest thought; of a longer one its end is kept
     dim: int = 64      # Numbers per token, or the model's width if that is less
     def validate(self):
-        for k in ('slots', 'tokens', 'dim'): self.need(k, getattr(self, k) >= 1, 'at least 1')
+        for name in ('slots', 'tokens', 'dim'):
+            self.need(name, getattr(self, name) >= 1, 'at least 1')
 
 # %% ../../nbs/28_thoughts.ipynb #principal
 def principal(
-    x,          # [N,d] vectors
-    dim:int,    # how many directions
-    seed:int=0  # of the sample, if there are many vectors, and of the start
-):              # directions [dim,d], orthonormal, strongest first; the mean [d]
+    x:torch.Tensor,  # Vectors, [N,d]
+    dim:int,         # How many directions
+    seed:int=0       # Of the sample, if there are many vectors, and of the start
+) -> tuple:          # (directions [dim,d], orthonormal, strongest first; the mean [d])
     "Leading principal directions, by randomised SVD (Halko and others 2011); each one's largest entry is positive"
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -36,119 +38,144 @@ def principal(
         x = x[torch.randperm(len(x))[:16384]]
         mean = x.mean(0)
         v = torch.pca_lowrank(x-mean, min(dim, *x.shape), center=False, niter=6)[2].T
-    biggest = v.gather(1, v.abs().argmax(1, keepdim=True))
+    biggest = v.gather(1, v.abs().argmax(1, keepdim=True))           # [dim,1]
     return v*biggest.sign(), mean
 
 # %% ../../nbs/28_thoughts.ipynb #nearest
 def code_table(
-    embed,          # ids → embeddings
-    n:int,          # tokens of the vocabulary
-    code, mean,     # as `principal` gives them
-    chunk:int=8192  # tokens at a time
-)->torch.Tensor:    # [n,D]
+    embed:Callable,      # ids [N] -> embeddings [N,d]
+    n:int,               # Tokens of the vocabulary
+    code:torch.Tensor,   # Directions [D,d], as `principal` gives them
+    mean:torch.Tensor,   # [d], as `principal` gives it
+    chunk:int=8192       # Tokens at a time
+) -> torch.Tensor:       # [n,D]
     "Codes of all words"
-    ids = torch.arange(n, device=code.device)
-    return torch.cat([(embed(i).detach().float()-mean) @ code.T for i in ids.split(chunk)])
+    codes = []
+    for ids in torch.arange(n, device=code.device).split(chunk):
+        x = embed(ids).detach().float()
+        codes.append((x-mean) @ code.T)
+    return torch.cat(codes)
 
+# %% ../../nbs/28_thoughts.ipynb #recalled
 def recalled_words(
-    z,          # [N,D] latents
-    table,      # [V,D] codes of all words
-    embed,      # ids → embeddings
-    sigma=.1,   # width of the attention, in deviations of the codes
-    top:int=8,  # nearest words that take part
-    chunk:int=256
-)->torch.Tensor: # [N,d]
+    z:torch.Tensor,      # Latents, [N,D]
+    table:torch.Tensor,  # Codes of all words, [V,D]
+    embed:Callable,      # ids -> embeddings
+    sigma:float=.1,      # Width of the attention, in deviations of the codes
+    top:int=8,           # Nearest words that take part
+    chunk:int=256        # Latents at a time
+) -> torch.Tensor:       # [N,d]
     "Attention over the codes of all words, for each latent"
     out, scale = [], 2*(sigma*table.std())**2
     for some in z.float().split(chunk):
-        near, ids = torch.cdist(some, table).topk(min(top, len(table)), largest=False)
-        out.append(torch.einsum('nk,nkd->nd', (-near.pow(2)/scale).softmax(-1), embed(ids).float()))
-    return torch.cat(out) if out else embed(torch.zeros(0, dtype=torch.long, device=table.device)).float()
+        near, ids = torch.cdist(some, table).topk(min(top, len(table)), largest=False)   # [n,top] each
+        weights = (-near.pow(2)/scale).softmax(-1)
+        out.append(torch.einsum('nk,nkd->nd', weights, embed(ids).float()))
+    if out: return torch.cat(out)
+    return embed(torch.zeros(0, dtype=torch.long, device=table.device)).float()
 
 # %% ../../nbs/28_thoughts.ipynb #class
 def about_key(
-    about:str   # name of what a thought is about; '': nothing in particular
-)->int:         # 63 bits
+    about:str  # Name of what a thought is about; '': nothing in particular
+) -> int:      # 63 bits
     "Hash under which a thought is filed; the name itself isn't kept"
-    return int.from_bytes(hashlib.blake2b(about.encode(), digest_size=8).digest(), 'little') >> 1 if about else 0
+    if not about: return 0
+    digest = hashlib.blake2b(about.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, 'little') >> 1
 
+# %% ../../nbs/28_thoughts.ipynb #thoughts-class
 class Thoughts(nn.Module):
     "Keeps the embeddings of thoughts as latents and shows them as soft tokens"
     def __init__(self,
-        config:ThoughtsConfig,
-        words        # [N,d] embeddings of the model's tokens
+        config:ThoughtsConfig,  # How many, how long, how exact
+        words:torch.Tensor      # Embeddings of the model's tokens, [N,d]
     ):
         super().__init__()
         self.config = config
         code, mean = principal(words, min(config.dim, words.shape[1]))
-        for k, v in dict(code=code, mean=mean).items(): self.register_buffer(k, v.to(words.device))
+        self.register_buffer('code', code.to(words.device))
+        self.register_buffer('mean', mean.to(words.device))
 
 # %% ../../nbs/28_thoughts.ipynb #init
 @patch
 def init(self:Thoughts,
-    batch:int,
-    device=None   # None: where the weights are
-)->TensorDict:    # z [B,S,K,D] latents, n [B,S] tokens (0: empty), order [B,S] (-1: empty), about [B,S]
+    batch:int,                          # Sessions
+    device:torch.device|str|None=None   # None: where the weights are
+) -> TensorDict:                        # z [B,S,K,D] latents, n [B,S] tokens (0: empty), order [B,S] (-1), about [B,S]
     "No thoughts"
-    c, dev = self.config, device or self.code.device
-    new = lambda v, dtype, *shape: torch.full((batch, c.slots, *shape), v, dtype=dtype, device=dev)
-    z = new(0., torch.float16, c.tokens, len(self.code))
-    return TensorDict(dict(z=z, n=new(0, torch.int16), order=new(-1, torch.int64), about=new(0, torch.int64)), [batch])
+    c, device = self.config, device or self.code.device
+    rows = batch, c.slots
+    z = torch.full((*rows, c.tokens, len(self.code)), 0., dtype=torch.float16, device=device)
+    n = torch.full(rows, 0, dtype=torch.int16, device=device)
+    order = torch.full(rows, -1, dtype=torch.int64, device=device)
+    about = torch.full(rows, 0, dtype=torch.int64, device=device)
+    return TensorDict(dict(z=z, n=n, order=order, about=about), [batch])
 
 # %% ../../nbs/28_thoughts.ipynb #write
 def _slot(s, about):
     "Where a thought goes, [B]: to the one about the same, else to a free one, else to the oldest"
-    same = (s['about'] == about[:, None]) & (about[:, None] != 0) & (s['n'] > 0)
+    named = about[:, None] != 0
+    same = (s['about'] == about[:, None]) & named & (s['n'] > 0)     # [B,S]
     return torch.where(same, -2, s['order']).argmin(1)
 
+def _put(where, new, old):
+    "`new` in the slots `where` [B,S] says, in all further dimensions; `old` elsewhere"
+    where = where.view(*where.shape, *[1]*(old.ndim-2))
+    return torch.where(where, new, old)
+
+# %% ../../nbs/28_thoughts.ipynb #thought-write
 @patch
 def write(self:Thoughts,
-    s:TensorDict,  # thoughts of B rows
-    emb,           # [B,L,d] embeddings of a new one, padded on the left
-    mask,          # [B,L], 1 where a token is live
-    about=None     # [B] keys as from `about_key`; None: nothing in particular
-)->TensorDict:     # a new one
+    s:TensorDict,                 # Thoughts of B rows
+    emb:torch.Tensor,             # Embeddings of a new one, padded on the left, [B,L,d]
+    mask:torch.Tensor,            # [B,L], 1 where a token is live
+    about:torch.Tensor|None=None  # [B] keys as from `about_key`; None: nothing in particular
+) -> TensorDict:                  # A new one
     "Keep one more thought in each row; rows without a live token stay as they are"
     K, B = self.config.tokens, len(emb)
     emb, mask = emb[:, -K:], mask[:, -K:].long()
-    about = torch.zeros(B, dtype=torch.int64, device=emb.device) if about is None else about
-    z = ((emb.float()-self.mean) @ self.code.T*mask[..., None]).to(s['z'])
-    z = nn.functional.pad(z, (0, 0, K-z.shape[1], 0))
+    if about is None: about = torch.zeros(B, dtype=torch.int64, device=emb.device)
+    z = (emb.float()-self.mean) @ self.code.T*mask[..., None]        # [B,<=K,D]
+    z = z.to(s['z'])
+    z = nn.functional.pad(z, (0, 0, K-z.shape[1], 0))                # [B,K,D]
     new = dict(z=z, n=mask.sum(1).to(s['n']), order=s['order'].amax(1)+1, about=about)
     at = torch.arange(self.config.slots, device=emb.device) == _slot(s, about)[:, None]
-    at = at & mask.any(1)[:, None]
-    put = lambda old, x: torch.where(at.view(*at.shape, *[1]*(old.ndim-2)), x[:, None], old)
-    return TensorDict({k: put(s[k], v) for k, v in new.items()}, [B])
+    at = at & mask.any(1)[:, None]                                   # [B,S]
+    return TensorDict({name: _put(at, x[:, None], s[name]) for name, x in new.items()}, [B])
 
 # %% ../../nbs/28_thoughts.ipynb #read
 @patch
 def read(self:Thoughts,
-    s:TensorDict, # thoughts of B rows
-    table,        # [V,D] codes of all words, as from `code_table`
-    embed         # ids → embeddings
-):                # soft tokens [B,S*K,d], 0 where there is none, and their mask
+    s:TensorDict,        # Thoughts of B rows
+    table:torch.Tensor,  # Codes of all words, as from `code_table`, [V,D]
+    embed:Callable       # ids -> embeddings
+) -> tuple:              # (soft tokens [B,S*K,d], 0 where there is none; mask [B,S*K])
     "All thoughts as soft tokens, the oldest first"
-    by, K = s['order'].argsort(dim=1, stable=True), self.config.tokens
-    z, n = s['z'].gather(1, by[..., None, None].expand_as(s['z'])), s['n'].gather(1, by)
-    live = torch.arange(K, device=n.device) >= K-n[..., None]
-    words = recalled_words(z[live], table, embed)
-    soft = words.new_zeros(*live.shape, words.shape[-1]).index_put(live.nonzero(as_tuple=True), words)
+    K = self.config.tokens
+    by = s['order'].argsort(dim=1, stable=True)                      # [B,S]
+    z = s['z'].gather(1, by[..., None, None].expand_as(s['z']))      # [B,S,K,D]
+    n = s['n'].gather(1, by)
+    live = torch.arange(K, device=n.device) >= K-n[..., None]        # [B,S,K]
+    words = recalled_words(z[live], table, embed)                    # [N,d]
+    soft = words.new_zeros(*live.shape, words.shape[-1])
+    soft = soft.index_put(live.nonzero(as_tuple=True), words)        # [B,S,K,d]
     return soft.flatten(1, 2), live.flatten(1)
 
+# %% ../../nbs/28_thoughts.ipynb #held
 def held(
-    s  # thoughts of B rows
-)->torch.Tensor: # [B] bool
+    s:TensorDict    # Thoughts of B rows
+) -> torch.Tensor:  # [B] bool
     "Who has thoughts?"
     return (s['n'] > 0).any(1)
 
 # %% ../../nbs/28_thoughts.ipynb #drop
 @patch
 def drop(self:Thoughts,
-    s:TensorDict,   # thoughts of B rows
-    about=None      # [B] keys of those to forget; None: all
-)->TensorDict:
+    s:TensorDict,                  # Thoughts of B rows
+    about:torch.Tensor|None=None   # [B] keys of those to forget; None: all
+) -> TensorDict:
     "Forget thoughts"
     blank = self.init(len(s['n']), s['n'].device)
-    gone = torch.ones_like(s['n'], dtype=torch.bool) if about is None else s['about'] == about[:, None]
-    pick = lambda k: torch.where(gone.view(*gone.shape, *[1]*(s[k].ndim-2)), blank[k], s[k])
-    return TensorDict({k: pick(k) for k in s.keys()}, s.batch_size)
+    if about is None: gone = torch.ones_like(s['n'], dtype=torch.bool)
+    else: gone = s['about'] == about[:, None]                        # [B,S]
+    return TensorDict({name: _put(gone, blank[name], s[name]) for name in s.keys()}, s.batch_size)
