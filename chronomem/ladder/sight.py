@@ -24,9 +24,9 @@ def _eyes(): return LadderConfig(taus=(1, 16, 256), dims=(64, 128, 256), slots=(
 class SightConfig(Config):
     "A vision ladder and how it is joined to a language ladder"
     vision: LadderConfig = field(default_factory=_eyes)      # Shape of the vision ladder, cadences in frames
-    join: Literal['none', 'concat', 'coattend'] = 'coattend' # How slow rungs meet; 'none': both are read side by side
-    from_tau: int = 64                                       # Rungs at least that slow are joined, in ticks of their own ladder
-    width: int = 128                                         # Width of the space that both ladders' slow latents are brought to
+    join: Literal['none', 'concat', 'coattend'] = 'coattend' # How slow rungs meet; 'none': read side by side
+    from_tau: int = 64                                       # Rungs at least that slow are joined, in own ticks
+    width: int = 128                                         # Of the space that both ladders' slow latents enter
     heads: int = 4                                           # Attention heads of 'coattend'
     tokens: int = 1                                          # Soft tokens that each fused latent is read as
     align: float = .1                                        # Weight of the alignment loss
@@ -34,7 +34,8 @@ class SightConfig(Config):
 # %% ../../nbs/24_sight.ipynb #validate
 @patch
 def validate(self:SightConfig):
-    for k in ('from_tau', 'width', 'heads', 'tokens'): self.need(k, getattr(self, k) >= 1, 'at least 1')
+    for name in ('from_tau', 'width', 'heads', 'tokens'):
+        self.need(name, getattr(self, name) >= 1, 'at least 1')
     self.need('width', self.width % self.heads == 0, f'a multiple of heads = {self.heads}')
     self.need('align', self.align >= 0, 'zero or more')
 
@@ -44,112 +45,184 @@ class SightedState:
     "What a sighted ladder remembers for a batch of sessions"
     language: LadderState  # Clock in inferences
     vision: LadderState    # Clock in frames
-    at: TensorDict         # Name of a vision rung -> inference during which each slot was last written, [B,S]; -1: empty
+    at: TensorDict         # Vision rung -> inference during which each slot was last written, [B,S]; -1: empty
 
 # %% ../../nbs/24_sight.ipynb #moments
 def moments(
-    at,     # Inference of each slot's last write so far, [B,S]
-    born,   # Frame of its last write, by the vision ladder's clock, [B,S]
-    start,  # That clock before these N frames, [B]
-    live,   # Which of the frames there were, [B,N] bool
-    clock   # Inference during which each came, [B,N]
-):          # [B,S]
+    at:torch.Tensor,     # Inference of each slot's last write so far, [B,S]
+    born:torch.Tensor,   # Frame of its last write, by the vision ladder's clock, [B,S]
+    start:torch.Tensor,  # That clock before these N frames, [B]
+    live:torch.Tensor,   # Which of the frames there were, [B,N] bool
+    clock:torch.Tensor   # Inference during which each came, [B,N]
+) -> torch.Tensor:       # [B,S]
     "Inference of each vision slot's last write, after N more frames"
     N = live.shape[1]
-    table = F.pad(clock, (0, 1)).scatter(1, torch.where(live, live.cumsum(1)-1, N), clock)
-    since = born - start[:, None]
+    nth = torch.where(live, live.cumsum(1)-1, N)             # place among the live ones, [B,N]
+    table = F.pad(clock, (0, 1)).scatter(1, nth, clock)      # inference of the n-th live frame, [B,N+1]
+    since = born - start[:, None]                            # [B,S]
     return torch.where(since >= 0, table.gather(1, since.clamp(0, N)), at)
 
 # %% ../../nbs/24_sight.ipynb #shared
 def shared(
-    enter,  # Linear map of this rung into the shared space
-    z,      # Latents, [B,S,D]
-    born,   # Tick of each slot's last write by its own clock, [B,S]; -1: empty
-    at      # The same moment in inferences, [B,S]
-) -> tuple: # (x [B,S,W], held [B,S], at [B,S])
-    "A rung's slots in the shared space; what an empty slot contains has no influence"
+    enter:nn.Linear,     # Map of this rung into the shared space
+    z:torch.Tensor,      # Latents, [B,S,D]
+    born:torch.Tensor,   # Tick of each slot's last write by its own clock, [B,S]; -1: empty
+    at:torch.Tensor      # The same moment in inferences, [B,S]
+) -> tuple:              # (x [B,S,W], held [B,S], at [B,S])
+    "A rung's view: its slots in the shared space; what an empty slot contains has no influence"
     held = born >= 0
-    x = F.layer_norm(enter(z.masked_fill(~held[..., None], 0.)), (enter.out_features,))
+    z = z.masked_fill(~held[..., None], 0.)
+    x = F.layer_norm(enter(z), (enter.out_features,))        # [B,S,W]
     return x*held[..., None], held, at
 
 # %% ../../nbs/24_sight.ipynb #concat
-def newest(view, slots):
+def newest(
+    view:tuple,  # (x [B,S,W], held [B,S], at [B,S]), as from `shared`
+    slots:int    # How many there shall be, S or more
+) -> tuple:      # The same with `slots` in place of S
     "A view with the newest slots first, empty ones last, filled up to `slots`"
     x, held, at = view
-    i = at.masked_fill(~held, -1).argsort(dim=1, descending=True, stable=True)
-    fill = lambda o: F.pad(o, (0, 0)*(o.ndim-2) + (0, slots-o.shape[1]))
-    return fill(x.gather(1, i[..., None].expand_as(x))), fill(held.gather(1, i)), fill(at.gather(1, i))
+    more = slots-x.shape[1]
+    i = at.masked_fill(~held, -1).argsort(dim=1, descending=True, stable=True)   # [B,S]
+    x = x.gather(1, i[..., None].expand_as(x))
+    held, at = held.gather(1, i), at.gather(1, i)
+    return F.pad(x, (0, 0, 0, more)), F.pad(held, (0, more)), F.pad(at, (0, more))
 
 # %% ../../nbs/24_sight.ipynb #concat-module
 class Concat(nn.Module):
     "Two rungs' slots through one MLP"
-    def __init__(self, a, b, width, heads=None):
+    def __init__(self,
+        a:int,                # Slots of the language rung
+        b:int,                # Slots of the vision rung
+        width:int,            # Of the shared space
+        heads:int|None=None   # Not used; as in `CoAttend`
+    ):
         super().__init__()
         K = self.slots = max(a, b)
-        self.mlp = nn.Sequential(nn.Linear(2*K*(width+1) + K*K, 2*width), nn.GELU(), nn.Linear(2*width, K*width))
-    def forward(self, language, vision):
-        (x, m, s), (y, n, t) = newest(language, self.slots), newest(vision, self.slots)
-        apart = (s[:, :, None]-t[:, None]).abs().log1p()*(m[:, :, None] & n[:, None])
-        mixed = self.mlp(torch.cat([x.flatten(1), y.flatten(1), m, n, apart.flatten(1)], 1))
-        return x + y + mixed.view_as(x), m | n, torch.maximum(s*m, t*n)
+        n = 2*K*(width+1) + K*K
+        self.mlp = nn.Sequential(nn.Linear(n, 2*width), nn.GELU(), nn.Linear(2*width, K*width))
+    def forward(self,
+        language:tuple,  # Its rung's view, as from `shared`
+        vision:tuple     # Its rung's view
+    ) -> tuple:          # One view, [B,K,...]
+        x, m, s = newest(language, self.slots)
+        y, n, t = newest(vision, self.slots)
+        both = m[:, :, None] & n[:, None]                                # [B,K,K]
+        apart = (s[:, :, None]-t[:, None]).abs().log1p()*both
+        seen = torch.cat([x.flatten(1), y.flatten(1), m, n, apart.flatten(1)], 1)
+        mixed = self.mlp(seen).view_as(x)                                # [B,K,W]
+        return x + y + mixed, m | n, torch.maximum(s*m, t*n)
 
 # %% ../../nbs/24_sight.ipynb #attend
 class Attend(nn.Module):
     "Slots of one ladder look at those of the other, near in time first"
-    def __init__(self, width, heads):
+    def __init__(self,
+        width:int,  # Of the shared space
+        heads:int   # Attention heads, each with a slope of its own
+    ):
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
         self.slope = nn.Parameter(torch.linspace(0., 2., heads))
-    def near(self, apart): return -F.softplus(self.slope)[:, None, None]*apart.log1p()[:, None]
-    def forward(self, x, y, held, apart):
-        split = lambda o: o.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        bias = self.near(apart).masked_fill(~held[:, None, None], torch.finfo(x.dtype).min/2)
-        seen = F.scaled_dot_product_attention(split(self.q(x)), split(self.k(y)), split(self.v(y)), bias)
-        return x + self.o(seen.transpose(1, 2).flatten(2))*held.any(1)[:, None, None]
+    def _split(self, o): return o.unflatten(-1, (self.heads, -1)).transpose(1, 2)   # [B,heads,S,W/heads]
+    def near(self,
+        apart:torch.Tensor  # Inferences between slots, [B,S,T]
+    ) -> torch.Tensor:      # [B,heads,S,T]
+        "What distance in time adds to attention logits"
+        return -F.softplus(self.slope)[:, None, None]*apart.log1p()[:, None]
+    def forward(self,
+        x:torch.Tensor,     # Slots that look, [B,S,W]
+        y:torch.Tensor,     # Slots that are looked at, [B,T,W]
+        held:torch.Tensor,  # Which of those hold something, [B,T] bool
+        apart:torch.Tensor  # Inferences between the two, [B,S,T]
+    ) -> torch.Tensor:      # [B,S,W]
+        least = torch.finfo(x.dtype).min/2
+        bias = self.near(apart).masked_fill(~held[:, None, None], least)
+        q, k, v = self._split(self.q(x)), self._split(self.k(y)), self._split(self.v(y))
+        seen = F.scaled_dot_product_attention(q, k, v, bias)
+        seen = self.o(seen.transpose(1, 2).flatten(2))                           # [B,S,W]
+        return x + seen*held.any(1)[:, None, None]
 
 # %% ../../nbs/24_sight.ipynb #coattend
 class CoAttend(nn.Module):
     "Language slots look at vision slots and vice versa"
-    def __init__(self, a, b, width, heads):
+    def __init__(self,
+        a:int,      # Slots of the language rung; not used, as in `Concat`
+        b:int,      # Slots of the vision rung; not used
+        width:int,  # Of the shared space
+        heads:int   # Attention heads
+    ):
         super().__init__()
         self.look, self.listen = Attend(width, heads), Attend(width, heads)
-    def forward(self, language, vision):
-        (x, m, s), (y, n, t) = language, vision
-        apart = (s[:, :, None]-t[:, None]).abs().to(x)
-        return torch.cat([self.look(x, y, n, apart), self.listen(y, x, m, apart.mT)], 1), torch.cat([m, n], 1), torch.cat([s, t], 1)
+    def forward(self,
+        language:tuple,  # Its rung's view, as from `shared`
+        vision:tuple     # Its rung's view
+    ) -> tuple:          # One view: language slots, then vision slots
+        x, m, s = language
+        y, n, t = vision
+        apart = (s[:, :, None]-t[:, None]).abs().to(x)       # [B,S,T]
+        looked = self.look(x, y, n, apart)
+        heard = self.listen(y, x, m, apart.mT)
+        return torch.cat([looked, heard], 1), torch.cat([m, n], 1), torch.cat([s, t], 1)
 
 JOINS = dict(concat=Concat, coattend=CoAttend)
 
 # %% ../../nbs/24_sight.ipynb #slow-rungs
-def slow_rungs(name, ladder, tau):
-    "The rungs of a ladder with at least that cadence; `name` is for the complaint"
+def slow_rungs(
+    name:str,              # Of the ladder, for the complaint
+    ladder:CadenceLadder,  # Whose rungs
+    tau:int                # Least cadence, in the ladder's own ticks
+) -> dict:                 # Name -> rung
+    "The rungs of a ladder with at least that cadence; raises `ValueError` if there is none"
     slow = {n: r for n, r in ladder.rungs.items() if r.tau >= tau}
-    if not slow: raise ValueError(f'{name}: got rungs {[*ladder.rungs]}, expected one with tau >= from_tau = {tau}')
+    if not slow:
+        raise ValueError(f'{name}: got rungs {[*ladder.rungs]}, expected one with tau >= from_tau = {tau}')
     return slow
 
 # %% ../../nbs/24_sight.ipynb #fusion
 class Fusion(nn.Module):
     "The slow rungs of two ladders as one set of soft tokens"
-    def __init__(self, config, language, vision, d_out, scale=1.):
+    def __init__(self,
+        config:SightConfig,      # How they are joined
+        language:CadenceLadder,  # Ladder of what is said
+        vision:CadenceLadder,    # Ladder of what is seen
+        d_out:int,               # Width of a soft token
+        scale:float=1.           # Factor on soft tokens
+    ):
         super().__init__()
-        l, v = (slow_rungs(k, m, config.from_tau) for k, m in dict(language=language, vision=vision).items())
-        self.config, W = config, config.width
-        self.enter = nn.ModuleList(nn.ModuleDict({n: nn.Linear(r.dim, W) for n, r in side.items()}) for side in (l, v))
+        W = config.width
+        self.config = config
+        l = slow_rungs('language', language, config.from_tau)
+        v = slow_rungs('vision', vision, config.from_tau)
+        self.enter = nn.ModuleList()
+        for side in (l, v):
+            self.enter.append(nn.ModuleDict({n: nn.Linear(r.dim, W) for n, r in side.items()}))
         self.pairs = [] if config.join == 'none' else [(a, b) for a in l for b in v]
-        self.joins = nn.ModuleList(JOINS[config.join](l[a].slots, v[b].slots, W, config.heads) for a, b in self.pairs)
-        self.tag, self.age = nn.Parameter(torch.randn(len(self.pairs), W)*.1), nn.Linear(TIME, W)
-        self.out, self.alpha = nn.Linear(W, d_out*config.tokens, bias=False), nn.Parameter(torch.tensor(.1))
-        self.heat = nn.Parameter(torch.logit(torch.tensor(math.log(1/.07)/math.log(100))))
+        self.joins = nn.ModuleList()
+        for a, b in self.pairs:
+            self.joins.append(JOINS[config.join](l[a].slots, v[b].slots, W, config.heads))
+        self.tag = nn.Parameter(torch.randn(len(self.pairs), W)*.1)
+        self.age = nn.Linear(TIME, W)
+        self.out = nn.Linear(W, d_out*config.tokens, bias=False)
+        self.alpha = nn.Parameter(torch.tensor(.1))
+        clip = torch.tensor(math.log(1/.07)/math.log(100))   # `sharpness` starts at CLIP's 1/.07
+        self.heat = nn.Parameter(torch.logit(clip))
         self.register_buffer('scale', torch.tensor(float(scale)))
 
 # %% ../../nbs/24_sight.ipynb #views
 @patch
-def views(self:Fusion, state):
-    "Both ladders' slow rungs in the shared space: (name -> view, name -> view)"
-    l, v = state.language.rungs, state.vision.rungs
-    return ({n: shared(f, l[n, 'z'], l[n, 'born'], l[n, 'born']) for n, f in self.enter[0].items()},
-            {n: shared(f, v[n, 'z'], v[n, 'born'], state.at[n]) for n, f in self.enter[1].items()})
+def views(self:Fusion,
+    state:SightedState  # What both ladders remember
+) -> tuple:             # (language, vision), each name -> (x [B,S,W], held [B,S], at [B,S])
+    "Both ladders' slow rungs in the shared space"
+    told, seen = {}, {}
+    for name, enter in self.enter[0].items():
+        rung = state.language.rungs[name]
+        told[name] = shared(enter, rung['z'], rung['born'], rung['born'])
+    for name, enter in self.enter[1].items():
+        rung = state.vision.rungs[name]
+        seen[name] = shared(enter, rung['z'], rung['born'], state.at[name])
+    return told, seen
 
 # %% ../../nbs/24_sight.ipynb #fuse
 @patch
@@ -157,39 +230,62 @@ def forward(self:Fusion,
     state:SightedState  # What both ladders remember
 ) -> tuple:             # (soft [B,K,d_out], mask [B,K])
     "Fused soft tokens of all pairs of slow rungs, and which hold something"
-    (l, v), t, soft, mask = self.views(state), state.language.t[:, None], [], []
+    told, seen = self.views(state)
+    t, n = state.language.t[:, None], self.config.tokens
+    soft, mask = [], []
     for (a, b), join, tag in zip(self.pairs, self.joins, self.tag):
-        x, held, at = join(l[a], v[b])
-        y = self.out(x + tag + self.age(time_features((t-at)*held, TIME)))
-        soft.append(y.unflatten(-1, (self.config.tokens, -1)).flatten(1, 2))
-        mask.append(held.repeat_interleave(self.config.tokens, 1))
+        x, held, at = join(told[a], seen[b])                 # [B,S,W], [B,S], [B,S]
+        age = self.age(time_features((t-at)*held, TIME))
+        y = self.out(x + tag + age)                          # [B,S,n*d_out]
+        soft.append(y.unflatten(-1, (n, -1)).flatten(1, 2))
+        mask.append(held.repeat_interleave(n, 1))
     return torch.cat(soft, 1)*self.alpha*self.scale, torch.cat(mask, 1)
 
 # %% ../../nbs/24_sight.ipynb #sharpness
-def _all(x, m): return torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if m is None else m
+def _all(x, mask):
+    "`mask`, or all True in its place, [...] for `x` [...,d]"
+    return torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if mask is None else mask
 
-def sharpness(heat): return 100**heat.sigmoid()
+def sharpness(
+    heat:torch.Tensor  # What is learned, any number
+) -> torch.Tensor:     # 1 to 100
+    "Factor on the cosines that alignment compares"
+    return 100**heat.sigmoid()
 
 # %% ../../nbs/24_sight.ipynb #pooled
 @patch
-def pooled(self:Fusion, state):
-    "Mean of each ladder's held slow slots, [B,W] twice, and which lives hold some in both, [B]"
-    sides = [[torch.cat(o, 1) for o in list(zip(*side.values()))[:2]] for side in self.views(state)]
-    a, b = (x.sum(1)/held.sum(1, keepdim=True).clamp(min=1) for x, held in sides)
-    return a, b, sides[0][1].any(1) & sides[1][1].any(1)
+def pooled(self:Fusion,
+    state:SightedState  # What both ladders remember
+) -> tuple:             # (language [B,W], vision [B,W], whether a life holds some of both [B])
+    "Mean of each ladder's held slow slots"
+    means, some = [], []
+    for side in self.views(state):
+        x = torch.cat([view[0] for view in side.values()], 1)       # [B,N,W]
+        held = torch.cat([view[1] for view in side.values()], 1)    # [B,N]
+        means.append(x.sum(1)/held.sum(1, keepdim=True).clamp(min=1))
+        some.append(held.any(1))
+    return *means, some[0] & some[1]
 
+# %% ../../nbs/24_sight.ipynb #fusion-align
 @patch
-def align(self:Fusion, state):
+def align(self:Fusion,
+    state:SightedState  # What both ladders remember
+) -> torch.Tensor:      # A scalar
     "Alignment loss of a batch of lives, not weighted"
     a, b, both = self.pooled(state)
     return info_nce(a, b, both, 1/sharpness(self.heat))
 
 # %% ../../nbs/24_sight.ipynb #own
-def own_tokens(ladder, tau):
-    "How many soft tokens, always the first ones, a ladder reads from rungs faster than `tau`, whatever its rule of reading"
+def own_tokens(
+    ladder:CadenceLadder,  # Asked by reading a state in which only fast rungs hold something
+    tau:float              # Cadence from which on a rung isn't fast
+) -> int:
+    "How many soft tokens, always the first ones, a ladder reads from faster rungs, whatever its rule of reading"
     s = ladder.init(1)
-    for n, r in ladder.rungs.items(): s.rungs[n, 'born'] = s.rungs[n, 'born'] + int(r.tau < tau)
-    return int(ladder.read(s)[1].sum())
+    for name, rung in ladder.rungs.items():
+        s.rungs[name, 'born'] = s.rungs[name, 'born'] + int(rung.tau < tau)
+    _, mask = ladder.read(s)
+    return int(mask.sum())
 
 # %% ../../nbs/24_sight.ipynb #ladder
 class SightedLadder(nn.Module):
@@ -202,82 +298,118 @@ class SightedLadder(nn.Module):
         scale:float=1.           # Factor on soft tokens, as of `language`
     ):
         super().__init__()
-        self.config, self.language, self.vision = config, language, CadenceLadder(config.vision, d_vision, d_out, scale)
-        self.fusion = Fusion(config, language, self.vision, d_out, scale) if config.join != 'none' or config.align else None
-        self.own = [own_tokens(m, math.inf if config.join == 'none' else config.from_tau) for m in (language, self.vision)]
+        joined = config.join != 'none'
+        self.config, self.language = config, language
+        self.vision = CadenceLadder(config.vision, d_vision, d_out, scale)
+        self.fusion = None
+        if joined or config.align: self.fusion = Fusion(config, language, self.vision, d_out, scale)
+        tau = config.from_tau if joined else math.inf
+        self.own = [own_tokens(m, tau) for m in (language, self.vision)]
 
 # %% ../../nbs/24_sight.ipynb #init
 @patch
-def init(self:SightedLadder, batch:int, device=None) -> SightedState:
+def init(self:SightedLadder,
+    batch:int,                          # Sessions
+    device:torch.device|str|None=None   # None: where the weights are
+) -> SightedState:
     "A state of `batch` sessions that remember nothing"
-    l, v = self.language.init(batch, device), self.vision.init(batch, device)
-    at = TensorDict({n: r['born'].clone() for n, r in v.rungs.items()}, [batch])
-    return SightedState(language=l, vision=v, at=at, batch_size=[batch])
+    language, vision = self.language.init(batch, device), self.vision.init(batch, device)
+    at = TensorDict({name: rung['born'].clone() for name, rung in vision.rungs.items()}, [batch])
+    return SightedState(language=language, vision=vision, at=at, batch_size=[batch])
 
 # %% ../../nbs/24_sight.ipynb #looked
 @patch
-def looked(self:SightedLadder, state, language, vision, live, clock):
-    "The state after frames [B,N], each during the inference `clock` says"
-    at = {n: moments(state.at[n], r['born'], state.vision.t, live, clock) for n, r in vision.rungs.items()}
-    return SightedState(language=language, vision=vision, at=TensorDict(at, state.batch_size), batch_size=state.batch_size)
+def looked(self:SightedLadder,
+    state:SightedState,     # Before the frames
+    language:LadderState,   # After them
+    vision:LadderState,     # After them
+    live:torch.Tensor,      # Which frames there were, [B,N] bool
+    clock:torch.Tensor      # Inference during which each came, [B,N]
+) -> SightedState:
+    "The state after N frames"
+    at = {}
+    for name, rung in vision.rungs.items():
+        at[name] = moments(state.at[name], rung['born'], state.vision.t, live, clock)
+    size = state.batch_size
+    return SightedState(language=language, vision=vision, at=TensorDict(at, size), batch_size=size)
 
+# %% ../../nbs/24_sight.ipynb #write-language
 @patch
-def write_language(self:SightedLadder, state:SightedState, h, live=None, gate='hard') -> tuple:
-    "Remember one inference, as `CadenceLadder.write`: (new state, log)"
+def write_language(self:SightedLadder,
+    state:SightedState,           # Where B sessions stand
+    h:torch.Tensor,               # Hidden state of one inference, [B,d_in]
+    live:torch.Tensor|None=None,  # [B] bool; None: all
+    gate:str='hard'               # As in `CadenceLadder.scan`
+) -> tuple:                       # (new state, log of the language ladder)
+    "Remember one inference"
     l, log = self.language.write(state.language, h, live, gate)
     return SightedState(language=l, vision=state.vision, at=state.at, batch_size=state.batch_size), log
 
 # %% ../../nbs/24_sight.ipynb #write
 @patch
 def write_vision(self:SightedLadder,
-    state:SightedState,       # Where B sessions stand
-    frame:torch.Tensor,       # Embedding of one frame, [B,d_vision]
-    live:torch.Tensor=None,   # [B] bool, False where a session has no frame; None: all have
-    gate:str='hard'           # As in `CadenceLadder.scan`
-) -> tuple:                   # (new state, log of the vision ladder)
+    state:SightedState,           # Where B sessions stand
+    frame:torch.Tensor,           # Embedding of one frame, [B,d_vision]
+    live:torch.Tensor|None=None,  # [B] bool, False where a session has no frame; None: all have
+    gate:str='hard'               # As in `CadenceLadder.scan`
+) -> tuple:                       # (new state, log of the vision ladder)
     "Remember one frame"
-    want = [len(state.language.t), self.vision.d_in]
-    if list(frame.shape) != want: raise ValueError(f'frame: got shape {list(frame.shape)}, expected [B, d_vision] = {want}')
+    want, clock = [len(state.language.t), self.vision.d_in], state.language.t[:, None]
+    if list(frame.shape) != want:
+        raise ValueError(f'frame: got shape {list(frame.shape)}, expected [B, d_vision] = {want}')
     live = _all(frame, live)
-    v, log = self.vision.write(state.vision, frame.masked_fill(~live[:, None], 0.), live, gate)
-    return self.looked(state, state.language, v, live[:, None], state.language.t[:, None]), log
+    frame = frame.masked_fill(~live[:, None], 0.)
+    v, log = self.vision.write(state.vision, frame, live, gate)
+    return self.looked(state, state.language, v, live[:, None], clock), log
 
 # %% ../../nbs/24_sight.ipynb #framed
 def _framed(frames, sees, want):
     "Frames in a row [B,T*N,d_vision], zero where there are none, and where there are"
     got = list(frames.shape)
-    if frames.ndim != 4 or [*got[:2], 'N', got[3]] != want: raise ValueError(f'frames: got shape {got}, expected [B, T, N, d_vision] = {want}')
+    if frames.ndim != 4 or [*got[:2], 'N', got[3]] != want:
+        raise ValueError(f'frames: got shape {got}, expected [B, T, N, d_vision] = {want}')
     sees = _all(frames, sees)
-    return frames.masked_fill(~sees[..., None], 0.).flatten(1, 2), sees.flatten(1)
+    x = frames.masked_fill(~sees[..., None], 0.)
+    return x.flatten(1, 2), sees.flatten(1)
 
 # %% ../../nbs/24_sight.ipynb #scan
 @patch
 def scan(self:SightedLadder,
-    state:SightedState,       # Where B sessions stand
-    h:torch.Tensor,           # Hidden states of T inferences, [B,T,d_in]
-    frames:torch.Tensor,      # N frames before each, [B,T,N,d_vision]
-    live:torch.Tensor=None,   # [B,T] bool: which inferences there are; None: all
-    sees:torch.Tensor=None,   # [B,T,N] bool: which frames there are; None: all
-    gate:str='hard'           # As in `CadenceLadder.scan`
-) -> tuple:                   # (new state, log of language [B,T,R], log of vision [B,T*N,R])
+    state:SightedState,           # Where B sessions stand
+    h:torch.Tensor,               # Hidden states of T inferences, [B,T,d_in]
+    frames:torch.Tensor,          # N frames before each, [B,T,N,d_vision]
+    live:torch.Tensor|None=None,  # [B,T] bool: which inferences there are; None: all
+    sees:torch.Tensor|None=None,  # [B,T,N] bool: which frames there are; None: all
+    gate:str='hard'               # As in `CadenceLadder.scan`
+) -> tuple:                       # (new state, log of language [B,T,R], log of vision [B,T*N,R])
     "Many inferences and frames in a row"
     x, sees = _framed(frames, sees, [*h.shape[:2], 'N', self.vision.d_in])
     live = _all(h, live)
-    clock = (state.language.t[:, None] + live.cumsum(1) - live.long()).repeat_interleave(frames.shape[2], 1)
+    before = state.language.t[:, None] + live.cumsum(1) - live.long()   # clock of each inference, [B,T]
+    clock = before.repeat_interleave(frames.shape[2], 1)                # of each frame, [B,T*N]
     l, log, _ = self.language.scan(state.language, h, live, gate)
     v, seen, _ = self.vision.scan(state.vision, x, sees, gate)
     return self.looked(state, l, v, sees, clock), log, seen
 
 # %% ../../nbs/24_sight.ipynb #read
 @patch
-def read(self:SightedLadder, state:SightedState, h:torch.Tensor=None) -> tuple:
-    "Soft tokens [B,K,d_out] of language, vision and what is fused, and their mask [B,K]; `h` as in `CadenceLadder.read`"
+def read(self:SightedLadder,
+    state:SightedState,        # Where B sessions stand
+    h:torch.Tensor|None=None   # As in `CadenceLadder.read`
+) -> tuple:                    # (soft [B,K,d_out], mask [B,K])
+    "Soft tokens of language, vision and what is fused, and which hold something"
     told = self.language.read(state.language) if h is None else self.language.read(state.language, h)
-    parts = [tuple(o[:, :n] for o in p) for p, n in zip((told, self.vision.read(state.vision)), self.own)]
+    seen = self.vision.read(state.vision)
+    parts = [(y[:, :n], held[:, :n]) for (y, held), n in zip((told, seen), self.own)]
     if self.config.join != 'none': parts.append(self.fusion(state))
-    return tuple(torch.cat(o, 1) for o in zip(*parts))
+    soft, mask = zip(*parts)
+    return torch.cat(soft, 1), torch.cat(mask, 1)
 
+# %% ../../nbs/24_sight.ipynb #weighted-align
 @patch
-def align(self:SightedLadder, state:SightedState):
+def align(self:SightedLadder,
+    state:SightedState  # Where B sessions stand
+) -> torch.Tensor:      # A scalar
     "The alignment loss times its weight, to be added to the loss of the task"
-    return self.config.align*self.fusion.align(state) if self.config.align else state.language.t.new_zeros((), dtype=torch.float)
+    if not self.config.align: return state.language.t.new_zeros((), dtype=torch.float)
+    return self.config.align*self.fusion.align(state)
