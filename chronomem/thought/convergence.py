@@ -10,94 +10,130 @@ __all__ = ['FEATURES', 'certainty', 'tick_losses', 'two_tick', 'last_tick', 'pre
 # %% ../../nbs/32_convergence.ipynb #imports
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import Config
 
 # %% ../../nbs/32_convergence.ipynb #certainty
 def _entropy(logits, kind):
-    if kind == 'ce' and logits.shape[-1] > 1: return -(logits.softmax(-1)*logits.log_softmax(-1)).sum(-1)/math.log(logits.shape[-1])
+    if kind == 'ce' and logits.shape[-1] > 1:
+        p, log_p = logits.softmax(-1), logits.log_softmax(-1)  # [...,C]
+        return -(p*log_p).sum(-1)/math.log(logits.shape[-1])
     p = logits.sigmoid()
-    return -(p*F.logsigmoid(logits) + (1-p)*F.logsigmoid(-logits)).mean(-1)/math.log(2)
+    yes = p*F.logsigmoid(logits)
+    no = (1-p)*F.logsigmoid(-logits)
+    return -(yes + no).mean(-1)/math.log(2)
 
+# %% ../../nbs/32_convergence.ipynb #certainty-of
 def certainty(
-    logits,           # [B,T,...,C]: ticks second, classes last; C of 1 is one yes or no
-    kind:str='ce',    # 'ce': one of C classes; 'bce': C separate yes or no
-    keep:int=2        # Leading dimensions to keep: 2 is [B,T]; 1 for a single tick [B,...,C]
-):                    # [B,T]: 0 a guess, 1 sure
+    logits:torch.Tensor,  # [B,T,...,C]: ticks second, classes last; C of 1 is one yes or no
+    kind:str='ce',        # 'ce': one of C classes; 'bce': C separate yes or no
+    keep:int=2            # Leading dimensions to keep: 2 is [B,T]; 1 for a single tick [B,...,C]
+) -> torch.Tensor:        # [B,T]: 0 a guess, 1 sure
     "1 minus normalised entropy, averaged over positions"
-    h = _entropy(logits, kind)
-    return 1 - (h.flatten(keep).mean(-1) if h.ndim > keep else h)
+    h = _entropy(logits, kind)  # [B,T,...]
+    if h.ndim > keep: h = h.flatten(keep).mean(-1)
+    return 1 - h
 
 # %% ../../nbs/32_convergence.ipynb #tick-losses
 def _position_losses(logits, targets):
-    x = logits if logits.ndim == 4 else logits[:, :, None]
+    "Losses [B,T,P], and 1. where there is a label [B,P]"
+    x = logits if logits.ndim == 4 else logits[:, :, None]  # [B,T,P,C]
     B, T, P, C = x.shape
-    if targets.numel() != B*P or len(targets) != B: raise ValueError(f'targets: got {[*targets.shape]}, expected {[B, P] if logits.ndim == 4 else [B]} for logits {[*logits.shape]}')
+    if targets.numel() != B*P or len(targets) != B:
+        want = [B, P] if logits.ndim == 4 else [B]
+        raise ValueError(f'targets: got {[*targets.shape]}, expected {want} for logits {[*logits.shape]}')
     y = targets.view(B, 1, P).expand(B, T, P)
-    return F.cross_entropy(x.flatten(0, 2), y.flatten(), ignore_index=-1, reduction='none').view(B, T, P), (targets.view(B, P) >= 0).float()
+    ce = F.cross_entropy(x.flatten(0, 2), y.flatten(), ignore_index=-1, reduction='none')  # [B*T*P]
+    has = targets.view(B, P) >= 0
+    return ce.view(B, T, P), has.float()
 
+# %% ../../nbs/32_convergence.ipynb #tick-mean
 def tick_losses(
-    logits,   # [B,T,C], or with positions [B,T,P,C]
-    targets   # [B] or [B,P] classes; -1 is a missing label
-) -> tuple:   # losses [B,T], 0 where no label; whether a sample has any label [B]
+    logits:torch.Tensor,   # [B,T,C], or with positions [B,T,P,C]
+    targets:torch.Tensor   # [B] or [B,P] classes; -1 is a missing label
+) -> tuple:                # losses [B,T], 0 where no label; whether a sample has any label [B]
     "Cross-entropy of each sample at each tick, averaged over its labelled positions"
     ce, has = _position_losses(logits, targets)
-    return ce.sum(2)/has.sum(1, keepdim=True).clamp(min=1), has.any(1)
+    labels = has.sum(1, keepdim=True).clamp(min=1)  # [B,1]
+    return ce.sum(2)/labels, has.any(1)
 
 # %% ../../nbs/32_convergence.ipynb #pick
 def _at(x, t): return x.gather(1, t[:, None]).squeeze(1)
 def _mean(x, mask): return (x*mask).sum()/mask.sum().clamp(min=1)
-def _two(losses, t2, has): return (_mean(_at(losses, losses.argmin(1)), has) + _mean(_at(losses, t2), has))/2
 
+def _two(losses, t2, has):
+    best = _at(losses, losses.argmin(1))  # [B]
+    other = _at(losses, t2)
+    return (_mean(best, has) + _mean(other, has))/2
+
+# %% ../../nbs/32_convergence.ipynb #two-tick
 def two_tick(
-    logits,     # [B,T,C] or [B,T,P,C]
-    targets,    # [B] or [B,P] classes; -1 is a missing label
-    sure=None   # [B,T] certainty to choose by; None is `certainty(logits)`
-):              # Scalar
+    logits:torch.Tensor,         # [B,T,C] or [B,T,P,C]
+    targets:torch.Tensor,        # [B] or [B,P] classes; -1 is a missing label
+    sure:torch.Tensor|None=None  # [B,T] certainty to choose by; None is `certainty(logits)`
+) -> torch.Tensor:               # Scalar
     "CTM's loss: half at each sample's best tick, half at its most certain one; the first on ties"
     losses, has = tick_losses(logits, targets)
-    return _two(losses, (certainty(logits) if sure is None else sure).argmax(1), has)
+    if sure is None: sure = certainty(logits)
+    return _two(losses, sure.argmax(1), has)
 
-def last_tick(logits, targets):
+def last_tick(
+    logits:torch.Tensor,   # [B,T,C] or [B,T,P,C]
+    targets:torch.Tensor   # [B] or [B,P] classes; -1 is a missing label
+) -> torch.Tensor:         # Scalar
     "As `two_tick` with the last tick in place of the most certain: what CTM's LSTM baselines use"
     losses, has = tick_losses(logits, targets)
-    return _two(losses, torch.full_like(has, losses.shape[1]-1, dtype=torch.long), has)
+    last = torch.full_like(has, losses.shape[1]-1, dtype=torch.long)  # [B]
+    return _two(losses, last, has)
 
 # %% ../../nbs/32_convergence.ipynb #prefix
 def prefix_curriculum(
-    logits,         # [B,T,P,C]: a sequence of P decisions at each tick
-    targets,        # [B,P] classes; -1 is a missing label
-    ahead:int=5     # How far past the longest correct prefix to look
-) -> tuple:         # (loss, how many decisions of each sample counted [B])
+    logits:torch.Tensor,   # [B,T,P,C]: a sequence of P decisions at each tick
+    targets:torch.Tensor,  # [B,P] classes; -1 is a missing label
+    ahead:int=5            # How far past the longest correct prefix to look
+) -> tuple:                # (loss, how many decisions of each sample counted [B])
     "CTM's maze loss: only the decisions up to the longest correct prefix of any tick, and a few more"
-    ce, has = _position_losses(logits, targets)
-    right = (logits.argmax(-1) == targets[:, None]).long().cumprod(2).sum(2).amax(1)
-    upto = (right.clamp(min=1)-1+ahead).clamp(max=targets.shape[1])
-    has = has*(torch.arange(targets.shape[1], device=has.device) < upto[:, None])
-    losses = (ce*has[:, None]).sum(2)/has.sum(1, keepdim=True).clamp(min=1)
-    return _two(losses, certainty(logits).argmax(1), has.any(1)), upto
+    ce, has = _position_losses(logits, targets)             # [B,T,P], [B,P]
+    P = targets.shape[1]
+    right = logits.argmax(-1) == targets[:, None]           # [B,T,P]
+    prefix = right.long().cumprod(2).sum(2).amax(1)         # [B]
+    upto = (prefix.clamp(min=1)-1+ahead).clamp(max=P)
+    has = has*(torch.arange(P, device=has.device) < upto[:, None])
+    counted = has.sum(1, keepdim=True).clamp(min=1)         # [B,1]
+    losses = (ce*has[:, None]).sum(2)/counted               # [B,T]
+    surest = certainty(logits).argmax(1)
+    return _two(losses, surest, has.any(1)), upto
 
 # %% ../../nbs/32_convergence.ipynb #ctc
-def ctc(logits, targets):
-    "Connectionist temporal classification: ticks [B,T,C], whose last class is the blank, spell [B,S], padded by -1"
-    T, length = logits.shape[1], (targets >= 0).sum(1)
-    return F.ctc_loss(logits.log_softmax(-1).transpose(0, 1), targets.clamp(min=0), torch.full_like(length, T), length, blank=logits.shape[-1]-1)
+def ctc(
+    logits:torch.Tensor,   # [B,T,C]: what each tick says; the last class is the blank
+    targets:torch.Tensor   # [B,S] classes, padded by -1
+) -> torch.Tensor:         # Scalar
+    "Connectionist temporal classification: the ticks, some of them blank, spell the targets"
+    T, blank = logits.shape[1], logits.shape[-1]-1
+    said = logits.log_softmax(-1).transpose(0, 1)  # [T,B,C]
+    lengths = (targets >= 0).sum(1)
+    ticks = torch.full_like(lengths, T)
+    return F.ctc_loss(said, targets.clamp(min=0), ticks, lengths, blank=blank)
 
 # %% ../../nbs/32_convergence.ipynb #early
 def early(
-    losses,                 # [B,T] per sample and tick, as of `tick_losses`
-    sure,                   # [B,T] certainty, with its graph
-    cost:float=.3,          # What waiting to the last tick costs, in nats; below the loss of a guess
-    temperature:float=.1,   # Of the softmax over certainty
-    has=None                # [B] or [B,T] what has a label; None is all
-):                          # Scalar
+    losses:torch.Tensor,        # [B,T] per sample and tick, as of `tick_losses`
+    sure:torch.Tensor,          # [B,T] certainty, with its graph
+    cost:float=.3,              # What waiting to the last tick costs, in nats; below the loss of a guess
+    temperature:float=.1,       # Of the softmax over certainty
+    has:torch.Tensor|None=None  # [B] or [B,T] what has a label; None is all
+) -> torch.Tensor:              # Scalar
     "Expected loss and waiting time if certainty says when to stop"
-    has = torch.ones_like(losses, dtype=torch.bool) if has is None else has.view(len(has), -1).expand_as(losses)
-    t = torch.arange(losses.shape[1], device=losses.device)/max(losses.shape[1]-1, 1)
+    if has is None: has = torch.ones_like(losses, dtype=torch.bool)
+    else: has = has.view(len(has), -1).expand_as(losses)
+    T = losses.shape[1]
+    waited = torch.arange(T, device=losses.device)/max(T-1, 1)  # 0 to 1, [T]
     w = (sure/temperature).masked_fill(~has, -1e9).softmax(1)
-    return _mean((w*(losses + cost*t)).sum(1), has.any(1))
+    expected = (w*(losses + cost*waited)).sum(1)                # [B]
+    return _mean(expected, has.any(1))
 
 # %% ../../nbs/32_convergence.ipynb #config
 @dataclass
@@ -114,7 +150,11 @@ def validate(self:Feature):
     self.need('weight', self.weight >= 0, 'a number >= 0')
 
 # %% ../../nbs/32_convergence.ipynb #config-loss
-FEATURES = (Feature('is_sound', 'bce', 2), Feature('is_speech', 'bce', 4), Feature('speaker', 'ce', 8), Feature('affect', 'mse', 12, .5))
+FEATURES = (
+    Feature('is_sound', 'bce', 2),
+    Feature('is_speech', 'bce', 4),
+    Feature('speaker', 'ce', 8),
+    Feature('affect', 'mse', 12, .5))
 
 @dataclass
 class ConvergenceConfig(Config):
@@ -130,125 +170,194 @@ class ConvergenceConfig(Config):
 @patch
 def validate(self:ConvergenceConfig):
     names = [f.name for f in self.features]
-    self.need('features', names and len({*names}) == len(names), 'at least one feature, each name once')
-    self.need('features', any(f.weight > 0 for f in self.features), 'a positive weight')
-    for k in ('after', 'adaptive'): self.need(k, 0 <= getattr(self, k) <= 1, 'a number from 0 to 1')
-    for k in ('early', 'cost'): self.need(k, getattr(self, k) >= 0, 'a number >= 0')
+    unique = len({*names}) == len(names)
+    weighed = any(f.weight > 0 for f in self.features)
+    self.need('features', names and unique, 'at least one feature, each name once')
+    self.need('features', weighed, 'a positive weight')
+    for k in ('after', 'adaptive'):
+        share = getattr(self, k)
+        self.need(k, 0 <= share <= 1, 'a number from 0 to 1')
+    for k in ('early', 'cost'):
+        self.need(k, getattr(self, k) >= 0, 'a number >= 0')
 
 # %% ../../nbs/32_convergence.ipynb #feature-losses
 def _spread(f, x, y):
+    "Targets tick by tick: [B,T] for ce, else [B,T,C]"
     B, T, C = x.shape
-    shapes = ([B], [B, T]) if f.kind == 'ce' else ([B, C], [B, T, C]) + ([B], [B, T])*(C == 1)
-    if [*y.shape] not in [*map(list, shapes)]: raise ValueError(f'targets[{f.name!r}]: got {[*y.shape]}, expected one of {[*shapes]} for predictions {[B, T, C]}')
-    if f.kind == 'ce': return (y if y.ndim == 2 else y[:, None]).expand(B, T)
-    y = y.view(B, -1, C) if y.ndim < 3 else y
+    shapes = [[B], [B, T]] if f.kind == 'ce' else [[B, C], [B, T, C]]
+    if f.kind != 'ce' and C == 1: shapes += [[B], [B, T]]
+    got = [*y.shape]
+    if got not in shapes:
+        raise ValueError(f'targets[{f.name!r}]: got {got}, expected one of {shapes} for predictions {[B, T, C]}')
+    if f.kind == 'ce':
+        if y.ndim == 1: y = y[:, None]
+        return y.expand(B, T)
+    if y.ndim < 3: y = y.view(B, -1, C)
     return y.expand(B, T, C).to(x.dtype)
 
+# %% ../../nbs/32_convergence.ipynb #feature-loss
 def feature_losses(
-    f:Feature,  # What and how
-    x,          # Predictions [B,T,C]
-    y           # Targets per sample or per tick: [B] or [B,T] for ce, else [B,C] or [B,T,C]; missing is -1 for ce, else NaN
-) -> tuple:     # losses [B,T], 0 where no label; whether there is one [B,T]
+    f:Feature,        # What and how
+    x:torch.Tensor,   # Predictions [B,T,C]
+    y:torch.Tensor    # Per sample or tick: [B] or [B,T] for ce, else [B,C] or [B,T,C]; missing is -1 for ce, else NaN
+) -> tuple:           # losses [B,T], 0 where no label; whether there is one [B,T]
     "Loss of one feature at each tick"
     y = _spread(f, x, y)
-    if f.kind == 'ce': return F.cross_entropy(x.flatten(0, 1), y.flatten(), ignore_index=-1, reduction='none').view(y.shape), y >= 0
-    has = ~y.isnan()
+    if f.kind == 'ce':
+        ce = F.cross_entropy(x.flatten(0, 1), y.flatten(), ignore_index=-1, reduction='none')  # [B*T]
+        return ce.view(y.shape), y >= 0
     fn = F.binary_cross_entropy_with_logits if f.kind == 'bce' else F.mse_loss
-    return (fn(x, y.nan_to_num(), reduction='none')*has).sum(-1)/has.sum(-1).clamp(min=1), has.any(-1)
+    has = ~y.isnan()                                   # [B,T,C]
+    each = fn(x, y.nan_to_num(), reduction='none')*has
+    return each.sum(-1)/has.sum(-1).clamp(min=1), has.any(-1)
 
 # %% ../../nbs/32_convergence.ipynb #expected
 class AdaptiveConvergenceLoss(nn.Module):
     "Be right at the time each feature is expected, and at a time of one's own"
-    def __init__(self, config:ConvergenceConfig=None):
+    def __init__(self,
+        config:ConvergenceConfig|None=None  # What is expected when; None: a listener's four features
+    ):
         super().__init__()
         self.config = config or ConvergenceConfig()
 
 @patch
 def expected(self:AdaptiveConvergenceLoss,
-    steps  # [T] or [B,T] ticks since the thing to predict began
-):         # [T,F] or [B,T,F]
+    steps:torch.Tensor  # [T] or [B,T] ticks since the thing to predict began
+) -> torch.Tensor:      # [T,F] or [B,T,F]
     "How much each tick counts for each feature: 0 before its step, 1 at it, `after` from then on"
-    at = torch.tensor([f.step for f in self.config.features], device=steps.device)
-    d = steps[..., None]-at
-    return torch.where(d == 0, 1., torch.where(d > 0, self.config.after, 0.))
+    due = torch.tensor([f.step for f in self.config.features], device=steps.device)  # [F]
+    late = steps[..., None]-due                                                      # [...,F]
+    later = torch.where(late > 0, self.config.after, 0.)
+    return torch.where(late == 0, 1., later)
 
 # %% ../../nbs/32_convergence.ipynb #sure
 @patch
 def certainties(self:AdaptiveConvergenceLoss,
-    predictions:dict,  # Name -> [B,T,C]
-    given=None         # [B,T], or name -> [B,T]; None computes it from the classes
-):                     # [B,T,F]; -inf for a feature without a certainty
+    predictions:dict,               # Name -> [B,T,C]
+    given:torch.Tensor|dict|None=None  # [B,T], or name -> [B,T]; None computes it from the classes
+) -> torch.Tensor:                  # [B,T,F]; -inf for a feature without a certainty
     "Certainty of each feature at each tick"
-    if isinstance(given, torch.Tensor): return given[..., None].expand(*given.shape, len(self.config.features))
-    own = {f.name: certainty(predictions[f.name], f.kind) for f in self.config.features if f.kind != 'mse'} | (given or {})
-    none = torch.full_like(predictions[self.config.features[0].name][..., 0], -math.inf)
-    return torch.stack([own.get(f.name, none) for f in self.config.features], -1)
+    fs = self.config.features
+    if isinstance(given, torch.Tensor): return given[..., None].expand(*given.shape, len(fs))
+    known = {f.name: certainty(predictions[f.name], f.kind) for f in fs if f.kind != 'mse'}
+    known |= given or {}
+    first = predictions[fs[0].name][..., 0]  # [B,T]
+    none = torch.full_like(first, -math.inf)
+    return torch.stack([known.get(f.name, none) for f in fs], -1)
 
 # %% ../../nbs/32_convergence.ipynb #adaptive
+class _Ticks(NamedTuple):
+    "What a choice of ticks is made from; F of 1 is all features together"
+    losses: torch.Tensor  # [B,T,F]
+    has: torch.Tensor     # Is there a label? [B,T,F] bool
+    sure: torch.Tensor    # Certainty, -inf where there is none, [B,T,F]
+    weight: torch.Tensor  # Of each feature, [F]
+
+def _weighted(x, w): return (x*w).sum(-1, True)/w.sum(-1, True).clamp(min=1e-9)
+
 @patch
 def _pooled(self:AdaptiveConvergenceLoss, L, M, sure, w):
-    "Losses, presence and certainty [B,T,1] of all features together"
-    W, S = w*M, w*sure.isfinite()
-    mean = lambda x, w: (x*w).sum(-1, True)/w.sum(-1, True).clamp(min=1e-9)
-    return mean(L, W), (W > 0).any(-1, True), mean(sure.masked_fill(S == 0, 0.), S), torch.ones_like(w[:1])
+    "Losses, labels and certainty of all features together, [B,T,1]"
+    labelled = w*M            # [B,T,F]
+    stated = w*sure.isfinite()
+    together = _weighted(sure.masked_fill(stated == 0, 0.), stated)
+    return _Ticks(_weighted(L, labelled), (labelled > 0).any(-1, True), together, torch.ones_like(w[:1]))
 
+# %% ../../nbs/32_convergence.ipynb #adaptive-loss
 @patch
 def _adaptive(self:AdaptiveConvergenceLoss, L, M, sure, w):
-    t1 = L.detach().masked_fill(~M, math.inf).argmin(1, True)
-    t2 = sure.detach().masked_fill(~M, -math.inf).argmax(1, True)
-    has, both = M.any(1), (L.gather(1, t1)+L.gather(1, t2)).squeeze(1)/2
-    return (((both*has).sum(0)/has.sum(0).clamp(min=1))*w).sum()/w.sum(), t1[:, 0], t2[:, 0]
+    "Loss at the best and the most certain tick of each sample; those ticks, [B,F] each"
+    best = L.detach().masked_fill(~M, math.inf).argmin(1, True)        # [B,1,F]
+    surest = sure.detach().masked_fill(~M, -math.inf).argmax(1, True)
+    both = L.gather(1, best)+L.gather(1, surest)
+    mean = both.squeeze(1)/2                                           # [B,F]
+    has = M.any(1)
+    each = (mean*has).sum(0)/has.sum(0).clamp(min=1)                   # [F]
+    return (each*w).sum()/w.sum(), best[:, 0], surest[:, 0]
 
-# %% ../../nbs/32_convergence.ipynb #forward
+# %% ../../nbs/32_convergence.ipynb #labels
 def _labels(f, predictions, targets):
-    x = predictions[f.name]
-    if targets.get(f.name) is not None: return targets[f.name]
-    return torch.full(x.shape[:2], -1, device=x.device) if f.kind == 'ce' else torch.full_like(x, math.nan)
+    "Targets of a feature; all missing if it has none"
+    y = targets.get(f.name)
+    if y is not None: return y
+    x = predictions[f.name]  # [B,T,C]
+    if f.kind == 'ce': return torch.full(x.shape[:2], -1, device=x.device)
+    return torch.full_like(x, math.nan)
 
 @patch
+def _timed(self:AdaptiveConvergenceLoss, L, M, w, steps):
+    "Loss at the ticks where each feature is due: the mean of all, and of each [F]"
+    if steps is None: steps = torch.arange(L.shape[1], device=L.device)
+    due = self.expected(steps)*M                # [B,T,F]
+    total = due.sum((0, 1)).clamp(min=1e-9)     # [F]
+    each = (L*due).sum((0, 1))/total
+    return (each*w).sum()/w.sum(), each
+
+# %% ../../nbs/32_convergence.ipynb #forward
+@patch
 def forward(self:AdaptiveConvergenceLoss,
-    predictions:dict,  # Name -> [B,T,C] logits, or numbers for mse
-    targets:dict,      # Name -> labels per sample or per tick; a missing name counts as no labels
-    sure=None,         # Certainty [B,T], or name -> [B,T]; None takes the entropy of classes
-    steps=None         # [T] or [B,T] ticks since the thing to predict began; None counts from 0
-) -> tuple:            # (loss, dict of its parts)
+    predictions:dict,                  # Name -> [B,T,C] logits, or numbers for mse
+    targets:dict,                      # Name -> labels per sample or per tick; a missing name counts as no labels
+    sure:torch.Tensor|dict|None=None,  # Certainty [B,T], or name -> [B,T]; None takes the entropy of classes
+    steps:torch.Tensor|None=None       # [T] or [B,T] ticks since the thing to predict began; None counts from 0
+) -> tuple:                            # (loss, dict of its parts)
     "Weighted mean over features of the timed losses, mixed with the adaptive term"
     c, fs = self.config, self.config.features
-    L, M = (torch.stack(x, -1) for x in zip(*(feature_losses(f, predictions[f.name], _labels(f, predictions, targets)) for f in fs)))
+    each = [feature_losses(f, predictions[f.name], _labels(f, predictions, targets)) for f in fs]
+    losses, has = zip(*each)
+    L, M = torch.stack(losses, -1), torch.stack(has, -1)  # [B,T,F]
     w = torch.tensor([f.weight for f in fs], device=L.device)
-    at = self.expected(torch.arange(L.shape[1], device=L.device) if steps is None else steps)*M
-    each = (L*at).sum((0, 1))/at.sum((0, 1)).clamp(min=1e-9)
-    timed = (each*w).sum()/w.sum()
-    sure = self.certainties(predictions, sure)
-    pool = self._pooled(L, M, sure, w)
-    adaptive, best, surest = self._adaptive(*(pool if c.shared else (L, M, sure, w)))
-    soon = early(pool[0][..., 0], pool[2][..., 0], c.cost, has=pool[1][..., 0]) if c.early else L.new_zeros(())
+    timed, alone = self._timed(L, M, w, steps)
+    ticks = _Ticks(L, M, self.certainties(predictions, sure), w)
+    pool = self._pooled(*ticks)
+    adaptive, best, surest = self._adaptive(*(pool if c.shared else ticks))
+    soon = L.new_zeros(())
+    if c.early: soon = early(pool.losses[..., 0], pool.sure[..., 0], c.cost, has=pool.has[..., 0])
     loss = (1-c.adaptive)*timed + c.adaptive*adaptive + c.early*soon
-    return loss, dict(timed=timed.detach(), adaptive=adaptive.detach(), early=soon.detach(), best=best, surest=surest, **{f.name: e.detach() for f, e in zip(fs, each)})
+    by_name = {f.name: l.detach() for f, l in zip(fs, alone)}
+    terms = dict(timed=timed.detach(), adaptive=adaptive.detach(), early=soon.detach())
+    return loss, dict(**terms, best=best, surest=surest, **by_name)
 
 # %% ../../nbs/32_convergence.ipynb #head
 class CertaintyHead(nn.Module):
     "Predicts the chance of being right, about n things, from a latent of width d; the latent is not shaped by it"
-    def __init__(self, d:int, n:int=1, hidden:int=64):
+    def __init__(self,
+        d:int,         # Width of the latent
+        n:int=1,       # Things to be right about
+        hidden:int=64  # Width of the hidden layer
+    ):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(d, hidden), nn.SiLU(), nn.Linear(hidden, n))
-    def forward(self, z): return self.net(z.detach()).sigmoid()
+    def forward(self,
+        z:torch.Tensor  # Latents [...,d]
+    ) -> torch.Tensor:  # [...,n], 0 to 1
+        "Chance of being right"
+        return self.net(z.detach()).sigmoid()
 
+# %% ../../nbs/32_convergence.ipynb #head-loss
 @patch
 def loss(self:CertaintyHead,
-    z,      # Latents [...,d]
-    right   # [...,n] whether each answer was right, 0 to 1; NaN: not known
-):          # Scalar
+    z:torch.Tensor,     # Latents [...,d]
+    right:torch.Tensor  # [...,n] whether each answer was right, 0 to 1; NaN: not known
+) -> torch.Tensor:      # Scalar
     "Binary cross-entropy against having been right"
-    has = ~right.isnan()
-    return _mean(F.binary_cross_entropy_with_logits(self.net(z.detach()), right.nan_to_num(), reduction='none'), has)
+    known = ~right.isnan()
+    logits = self.net(z.detach())  # [...,n]
+    each = F.binary_cross_entropy_with_logits(logits, right.nan_to_num(), reduction='none')
+    return _mean(each, known)
 
 # %% ../../nbs/32_convergence.ipynb #temperature
-def fit_temperature(logits, targets) -> float:
-    "What to divide logits [N,C], or [N] of a yes or no, by, so that targets [N] are as likely as can be"
-    logits, b = logits.detach().double(), torch.zeros((), dtype=torch.float64, requires_grad=True)
+def fit_temperature(
+    logits:torch.Tensor,  # [N,C], or [N] of a yes or no
+    targets:torch.Tensor  # [N] classes, or yes and no
+) -> float:
+    "What to divide logits by, so that targets are as likely as can be"
+    logits = logits.detach().double()
+    b = torch.zeros((), dtype=torch.float64, requires_grad=True)  # log 1/T
     opt = torch.optim.LBFGS([b], max_iter=60, line_search_fn='strong_wolfe', tolerance_grad=1e-9)
-    nll = (lambda x: F.cross_entropy(x, targets)) if logits.ndim == 2 else (lambda x: F.binary_cross_entropy_with_logits(x, targets.double()))
+    def nll(x):
+        if x.ndim == 2: return F.cross_entropy(x, targets)
+        return F.binary_cross_entropy_with_logits(x, targets.double())
     def closure():
         opt.zero_grad()
         l = nll(logits*b.exp())
@@ -258,42 +367,65 @@ def fit_temperature(logits, targets) -> float:
     return (-b.detach()).exp().item()
 
 # %% ../../nbs/32_convergence.ipynb #ece
-def reliability(p, right, bins:int=15) -> tuple:
-    "Stated chances p [N] against whether it was right [N]: per bin mean p, share right, count; NaN where empty"
-    p, right = p.flatten(), right.flatten().to(p.dtype)
-    k = (p*bins).long().clamp(0, bins-1)
-    n, sp, sr = (torch.zeros(bins, dtype=p.dtype, device=p.device).index_add_(0, k, x) for x in (torch.ones_like(p), p, right))
-    return sp/n, sr/n, n
+def reliability(
+    p:torch.Tensor,      # Stated chances [N]
+    right:torch.Tensor,  # Whether it was right [N]
+    bins:int=15          # Of equal width, from 0 to 1
+) -> tuple:              # Per bin: mean of p, share right, count; NaN where empty
+    "Stated chances against what came true"
+    p = p.flatten()
+    right = right.flatten().to(p.dtype)
+    k = (p*bins).long().clamp(0, bins-1)  # Bin of each answer
+    def total(x): return torch.zeros(bins, dtype=p.dtype, device=p.device).index_add_(0, k, x)
+    n = total(torch.ones_like(p))
+    return total(p)/n, total(right)/n, n
 
-def ece(p, right, bins:int=15):
+# %% ../../nbs/32_convergence.ipynb #ece-sum
+def ece(
+    p:torch.Tensor,      # Stated chances [N]
+    right:torch.Tensor,  # Whether it was right [N]
+    bins:int=15          # As in `reliability`
+) -> torch.Tensor:       # Scalar
     "Expected calibration error: how far stated and true chances are apart, weighted by count"
     conf, acc, n = reliability(p, right, bins)
-    return ((conf-acc).abs().nan_to_num()*n).sum()/n.sum()
-def brier(p, right):
+    off = (conf-acc).abs().nan_to_num()
+    return (off*n).sum()/n.sum()
+
+def brier(
+    p:torch.Tensor,     # Stated chances [N]
+    right:torch.Tensor  # Whether it was right [N]
+) -> torch.Tensor:      # Scalar
     "Mean squared distance of a stated chance from what came true"
     return ((p-right.to(p.dtype))**2).mean()
 
 # %% ../../nbs/32_convergence.ipynb #auroc
-def auroc(score, yes):
+def auroc(
+    score:torch.Tensor,  # [N]
+    yes:torch.Tensor     # [N] yes or no
+) -> torch.Tensor:       # Scalar
     "Chance that a yes scores above a no, ties counting half; NaN if all are yes or all no"
     score, yes = score.flatten(), yes.flatten().bool()
-    _, at, n = score.unique(return_inverse=True, return_counts=True)
-    rank = (n.cumsum(0) - (n-1)/2)[at]
+    _, place, ties = score.unique(return_inverse=True, return_counts=True)
+    rank = (ties.cumsum(0) - (ties-1)/2)[place]  # From 1; ties share the mean of theirs
     pos, neg = yes.sum(), (~yes).sum()
-    return (rank[yes].sum() - pos*(pos+1)/2)/(pos*neg)
+    above = rank[yes].sum() - pos*(pos+1)/2
+    return above/(pos*neg)
 
+# %% ../../nbs/32_convergence.ipynb #risk
 def risk_coverage(
-    p, right  # [N] stated chance of being right, and whether it was
-) -> tuple:   # (coverage [N], risk [N]); the mean of risk is the area under the curve
+    p:torch.Tensor,     # [N] stated chance of being right
+    right:torch.Tensor  # [N] whether it was
+) -> tuple:             # (coverage [N], risk [N]); the mean of risk is the area under the curve
     "Share of errors when only the most certain are answered"
-    wrong = 1-right.flatten().float()[p.flatten().argsort(descending=True, stable=True)]
+    surest = p.flatten().argsort(descending=True, stable=True)
+    wrong = 1-right.flatten().float()[surest]
     n = torch.arange(1, len(wrong)+1, device=p.device)
     return n/len(wrong), wrong.cumsum(0)/n
 
 # %% ../../nbs/32_convergence.ipynb #ttc
 def time_to_convergence(
-    done  # [B,T,...] right, or sure enough, at each tick
-):        # [B,...] tick; inf if it never stays so
+    done:torch.Tensor  # [B,T,...] right, or sure enough, at each tick
+) -> torch.Tensor:     # [B,...] tick; inf if it never stays so
     "First tick from which it stays done to the end"
-    stays = done.flip(1).long().cumprod(1).sum(1)
+    stays = done.flip(1).long().cumprod(1).sum(1)  # Ticks at the end, [B,...]
     return torch.where(stays > 0, done.shape[1]-stays, math.inf)
