@@ -50,15 +50,26 @@ class ThoughtConfig(Config):
 # %% ../../nbs/33_machine.ipynb #validate
 @patch
 def validate(self:ThoughtConfig):
-    for k in ('d', 'd_in', 'memory', 'hidden', 'n_out', 'heads', 'ticks'): self.need(k, getattr(self, k) >= 1, 'at least 1')
-    for k in ('depth', 'n_action', 'selfs', 'd_features'): self.need(k, getattr(self, k) >= 0, 'zero or more')
-    for k, known in (('pairs', PAIRS), ('measure', MEASURES), ('drift', DRIFTS)): self.need(k, getattr(self, k) in known, f'one of {list(known)}')
-    for k in ('half_life', 'period'): self.need(k, getattr(self, k) > 0, 'frames above zero')
-    self.need('regions', self.regions is None or self.regions >= 1 and self.d % self.regions == 0, f'a divisor of d={self.d}')
-    self.need('heads', not self.n_action or self.d_in % self.heads == 0, f'a divisor of d_in={self.d_in}')
+    for k in ('d', 'd_in', 'memory', 'hidden', 'n_out', 'heads', 'ticks'):
+        self.need(k, getattr(self, k) >= 1, 'at least 1')
+    for k in ('depth', 'n_action', 'selfs', 'd_features'):
+        self.need(k, getattr(self, k) >= 0, 'zero or more')
+    for k, known in (('pairs', PAIRS), ('measure', MEASURES), ('drift', DRIFTS)):
+        self.need(k, getattr(self, k) in known, f'one of {list(known)}')
+    for k in ('half_life', 'period'):
+        self.need(k, getattr(self, k) > 0, 'frames above zero')
+    _divides(self)
     self.need('dropout', 0 <= self.dropout < 1, 'in [0, 1)')
     self.need('shape', len(self.shape) > 0 and min(self.shape) >= 1, 'sizes of at least 1')
-    if self.pairs == 'first-last': self.need('n_out', self.n_out+self.n_action <= self.d, f'at most d={self.d} together with n_action')
+    if self.pairs == 'first-last':
+        self.need('n_out', self.n_out+self.n_action <= self.d, f'at most d={self.d} together with n_action')
+
+# %% ../../nbs/33_machine.ipynb #divides
+def _divides(c):
+    whole = c.regions is None or c.regions >= 1 and c.d % c.regions == 0
+    c.need('regions', whole, f'a divisor of d={c.d}')
+    even = not c.n_action or c.d_in % c.heads == 0
+    c.need('heads', even, f'a divisor of d_in={c.d_in}')
 
 # %% ../../nbs/33_machine.ipynb #state
 @tensorclass
@@ -75,53 +86,76 @@ class Ticked(NamedTuple):
 
 # %% ../../nbs/33_machine.ipynb #core
 def _drawn(c):
-    draw = lambda n, *name, **kw: pairs(c.pairs, c.d, n, generator(c.seed, 'pairs', *name), selfs=min(c.selfs, n), exact=c.exact, **kw)
-    out = draw(c.n_out, 'out')
-    return out, draw(c.n_action, 'action', last=True, taken=out) if c.n_action else out[:, :0]
-def _start(*shape, fan): return nn.Parameter(torch.empty(shape).uniform_(-1, 1)/math.sqrt(fan))
+    "Pairs that speak and pairs that look, [2,P] each"
+    def draw(n, name, **kw):
+        chance = generator(c.seed, 'pairs', name)
+        return pairs(c.pairs, c.d, n, chance, selfs=min(c.selfs, n), exact=c.exact, **kw)
+    speak = draw(c.n_out, 'out')
+    if not c.n_action: return speak, speak[:, :0]
+    look = draw(c.n_action, 'action', last=True, taken=speak)
+    return speak, look
 
+def _start(*shape, fan):
+    chance = torch.empty(shape).uniform_(-1, 1)
+    return nn.Parameter(chance/math.sqrt(fan))
+
+# %% ../../nbs/33_machine.ipynb #core-class
 class Core(nn.Module):
     "Synapse, histories, neurons and synchronisation, driven by a vector"
     def __init__(self,
         config:ThoughtConfig  # Its shape
     ):
         super().__init__()
-        c, both = config, _drawn(config)
-        self.config, (self.n_out, self.n_action) = c, (p.shape[1] for p in both)
+        c = self.config = config
+        speak, look = _drawn(c)
+        self.n_out, self.n_action = speak.shape[1], look.shape[1]
         self.synapse = synapse(c.d_in+c.d, c.d, c.depth or 'double', c.dropout)
         self.nlm = NLM(c.d, c.memory, c.hidden, c.deep, c.regions, c.dropout, c.norm, c.temperature)
-        self.sync = Sync(torch.cat(both, 1), c.d, c.measure, c.pairs == 'learned', c.drift, c.half_life, c.period)
-        self.z, self.history = _start(c.d, fan=c.d), _start(c.d, c.memory, fan=c.d+c.memory)
+        both = torch.cat([speak, look], 1)  # [2,P]
+        self.sync = Sync(both, c.d, c.measure, c.pairs == 'learned', c.drift, c.half_life, c.period)
+        self.z = _start(c.d, fan=c.d)
+        self.history = _start(c.d, c.memory, fan=c.d+c.memory)  # [D,M]
 
 # %% ../../nbs/33_machine.ipynb #core-init
 @patch
 def init(self:Core,
-    batch:int  # Sessions
+    batch:int     # Sessions
 ) -> CoreState:
     "The learned start; its activations are the first that count"
-    z, history = self.z.expand(batch, -1), self.history.expand(batch, -1, -1)
-    return CoreState(z=z, history=history, sync=self.sync(self.sync.init(batch), z)[0], batch_size=[batch])
+    z = self.z.expand(batch, -1)                  # [B,D]
+    history = self.history.expand(batch, -1, -1)  # [B,D,M]
+    sync, _ = self.sync(self.sync.init(batch), z)
+    return CoreState(z=z, history=history, sync=sync, batch_size=[batch])
 
 # %% ../../nbs/33_machine.ipynb #tick
 @patch
-def tick(self:Core, z, history, sums, drive, how):
-    "One tick: new z, history, sums, and what all pairs say, [B,P]"
-    history = shift(history, self.synapse(torch.cat([drive, z], -1)))
+def tick(self:Core,
+    z:torch.Tensor,        # Activations, [B,D]
+    history:torch.Tensor,  # Last pre-activations, [B,D,M]
+    sums:tuple,            # From `unpack`
+    drive:torch.Tensor,    # What comes in, [B,d_in]
+    how:tuple              # From `Sync.ready`
+) -> tuple:                # New z, history and sums, and what all pairs say, [B,P]
+    "One tick"
+    mixed = self.synapse(torch.cat([drive, z], -1))  # [B,D]
+    history = shift(history, mixed)
     z = self.nlm(history)
     sums, s = self.sync.step(sums, z, how)
     return z, history, sums, s
 
+# %% ../../nbs/33_machine.ipynb #fits
 def _fits(name, got, want):
-    if tuple(got) != tuple(want): raise ValueError(f'{name}: got shape {[*got]}, expected {[*want]}')
+    got, want = [*got], [*want]
+    if got != want: raise ValueError(f'{name}: got shape {got}, expected {want}')
 
 # %% ../../nbs/33_machine.ipynb #core-forward
 @patch
 def forward(self:Core,
-    state:CoreState,  # From `init` or an earlier call
-    drive,            # What comes in, [B,d_in]
-    ticks:int=1,      # Ticks on this drive
-    starved=None      # Rows without input, [B] bool
-):                    # state, Ticked
+    state:CoreState,                # From `init` or an earlier call
+    drive:torch.Tensor,             # What comes in, [B,d_in]
+    ticks:int=1,                    # Ticks on this drive
+    starved:torch.Tensor|None=None  # Rows without input, [B] bool
+) -> tuple:                         # state, Ticked
     "One frame"
     _fits('drive', drive.shape, (len(state.z), self.config.d_in))
     how, old = self.sync.ready(), unpack(state.sync)
@@ -129,22 +163,25 @@ def forward(self:Core,
     for _ in range(ticks): z, history, sums, s = self.tick(z, history, sums, drive, how)
     if starved is not None: z, history = hold(starved, (state.z, state.history), (z, history))
     sync, s = self.sync.settle(old, sums, s, state.sync.idle, starved)
-    return CoreState(z=z, history=history, sync=sync, batch_size=sync.batch_size), Ticked(z, s[:, :self.n_out])
+    state = CoreState(z=z, history=history, sync=sync, batch_size=sync.batch_size)
+    return state, Ticked(z, s[:, :self.n_out])
 
 # %% ../../nbs/33_machine.ipynb #scan
 @patch
 def scan(self:Core,
-    state:CoreState,  # From `init` or an earlier call
-    drive,            # Frames, [B,T,d_in]
-    ticks:int=1,      # Ticks per frame
-    starved=None      # Rows without input, [B,T] bool
-):                    # state, Ticked of [B,T,...]
+    state:CoreState,                # From `init` or an earlier call
+    drive:torch.Tensor,             # Frames, [B,T,d_in]
+    ticks:int=1,                    # Ticks per frame
+    starved:torch.Tensor|None=None  # Rows without input, [B,T] bool
+) -> tuple:                         # state, Ticked of [B,T,...]
     "Several frames, one after the other"
-    outs = []
-    for i, x in enumerate(drive.unbind(1)):
-        state, out = self(state, x, ticks, None if starved is None else starved[:, i])
-        outs.append(out)
-    return state, Ticked(*(torch.stack(x, 1) for x in zip(*outs)))
+    zs, syncs = [], []
+    for i, x in enumerate(drive.unbind(1)):  # [B,d_in]
+        without = None if starved is None else starved[:, i]
+        state, out = self(state, x, ticks, without)
+        zs.append(out.z)
+        syncs.append(out.sync)
+    return state, Ticked(torch.stack(zs, 1), torch.stack(syncs, 1))
 
 # %% ../../nbs/33_machine.ipynb #seen
 @tensorclass
@@ -164,80 +201,118 @@ class Thought(NamedTuple):
 class Thinker(nn.Module):
     "A core with eyes and a mouth: attention over an input, answers at every tick"
     def __init__(self,
-        config:ThoughtConfig,  # Its shape
-        front:nn.Module=None   # What turns an input into features [B,N,d_features]; None: it is features
+        config:ThoughtConfig,       # Its shape
+        front:nn.Module|None=None   # What turns an input into features [B,N,d_features]; None: it is features
     ):
         super().__init__()
-        c = self.config = config
-        e = c.d_in
-        self.core, self.front = Core(c), front or nn.Identity()
+        c, e = config, config.d_in
+        self.config, self.core, self.front = c, Core(c), front or nn.Identity()
         self.bring = nn.Sequential(nn.Linear(c.d_features or e, e), nn.LayerNorm(e))
         self.query, self.q = nn.Linear(self.core.n_action, e), nn.Linear(e, e)
         self.kv, self.gather = nn.Linear(e, 2*e), nn.Linear(e, e)
         self.head = nn.Linear(self.core.n_out, math.prod(c.shape))
-        for m in (self.q, self.kv): nn.init.uniform_(m.weight, -math.sqrt(1.5/e), math.sqrt(1.5/e))
+        bound = math.sqrt(1.5/e)
+        for m in (self.q, self.kv): nn.init.uniform_(m.weight, -bound, bound)
         for m in (self.q, self.kv, self.gather): nn.init.zeros_(m.bias)
 
 # %% ../../nbs/33_machine.ipynb #look
 @patch
 def look(self:Thinker,
-    x,              # Input of the front, or features [B,N,d_features]
-    seen:Seen=None, # What was seen before; the new is appended
-    keep:int=None,  # Positions to keep, the newest; None is all
-    mask=None       # Positions that count, [B,N] bool; None is all
+    x:torch.Tensor,              # Input of the front, or features [B,N,d_features]
+    seen:Seen|None=None,         # What was seen before; the new is appended
+    keep:int|None=None,          # Positions to keep, the newest; None is all
+    mask:torch.Tensor|None=None  # Positions that count, [B,N] bool; None is all
 ) -> Seen:
     "Keys and values, once"
-    k, v = self.kv(self.bring(self.front(x))).unflatten(-1, (2, self.config.heads, -1)).permute(2, 0, 3, 1, 4)
-    mask = None if mask is None else mask[:, None, None]
-    if seen is not None:
-        if (mask is None) != (seen.mask is None): raise ValueError('mask: expected with every look or with none')
-        k, v = torch.cat([seen.k, k], 2), torch.cat([seen.v, v], 2)
-        if mask is not None: mask = torch.cat([seen.mask, mask], -1)
+    both = self.kv(self.bring(self.front(x))).unflatten(-1, (2, self.config.heads, -1))
+    k, v = both.permute(2, 0, 3, 1, 4)               # [B,heads,N,d_in/heads]
+    if mask is not None: mask = mask[:, None, None]  # [B,1,1,N]
+    if seen is not None: k, v, mask = _appended(seen, k, v, mask)
     new = slice(None if keep is None else -keep, None)
-    return Seen(k=k[:, :, new], v=v[:, :, new], mask=None if mask is None else mask[..., new], batch_size=[len(k)])
+    if mask is not None: mask = mask[..., new]
+    return Seen(k=k[:, :, new], v=v[:, :, new], mask=mask, batch_size=[len(k)])
+
+# %% ../../nbs/33_machine.ipynb #appended
+def _appended(seen, k, v, mask):
+    if (mask is None) != (seen.mask is None):
+        raise ValueError('mask: expected with every look or with none')
+    k = torch.cat([seen.k, k], 2)
+    v = torch.cat([seen.v, v], 2)
+    if mask is not None: mask = torch.cat([seen.mask, mask], -1)
+    return k, v, mask
 
 # %% ../../nbs/33_machine.ipynb #attend
 @patch
-def init(self:Thinker, batch:int) -> CoreState: return self.core.init(batch)
+def init(self:Thinker,
+    batch:int  # Sessions
+) -> CoreState:
+    "The core's learned start"
+    return self.core.init(batch)
+
+# %% ../../nbs/33_machine.ipynb #attend-to
 @patch
-def attend(self:Thinker, action, k, v, mask=None):
-    "What the pairs that look ask for, [B,d_in]"
-    q = self.q(self.query(action)).view(len(action), self.config.heads, 1, -1)
-    return self.gather(F.scaled_dot_product_attention(q, k, v, mask, self.config.dropout*self.training).flatten(1))
+def attend(self:Thinker,
+    action:torch.Tensor,         # What the pairs that look say, [B,n_action]
+    k:torch.Tensor,              # Keys, as in `Seen`
+    v:torch.Tensor,              # Values, same shape
+    mask:torch.Tensor|None=None  # Positions that count, [B,1,1,N] bool
+) -> torch.Tensor:               # [B,d_in]
+    "What the pairs that look ask for"
+    q = self.q(self.query(action))                       # [B,d_in]
+    q = q.view(len(action), self.config.heads, 1, -1)
+    p = self.config.dropout*self.training
+    found = F.scaled_dot_product_attention(q, k, v, mask, p)  # [B,heads,1,d_in/heads]
+    return self.gather(found.flatten(1))
 
 # %% ../../nbs/33_machine.ipynb #sure
 @patch
-def sure(self:Thinker, s, until):
-    "Is each row [B], by what its speaking pairs [B,P] say, at least so certain?"
+def sure(self:Thinker,
+    s:torch.Tensor,  # What the pairs that speak say, [B,n_out]
+    until:float      # A certainty
+) -> torch.Tensor:   # [B] bool
+    "Is each row at least so certain?"
     C, y = self.config.shape[-1], self.head(s)
-    if C == 1: return certainty(y[:, None, :, None])[:, 0] >= until
-    return torch.special.entr(y.view(len(y), -1, C).softmax(-1)).flatten(1).sum(1) <= (1-until)*math.log(C)*(y.shape[1]//C)
+    if C == 1:
+        tick = y[:, None, :, None]         # [B,1,n,1]
+        return certainty(tick)[:, 0] >= until
+    p = y.view(len(y), -1, C).softmax(-1)  # [B,n,C]
+    entropy = torch.special.entr(p).flatten(1).sum(1)
+    return entropy <= (1-until)*math.log(C)*(y.shape[1]//C)
 
 # %% ../../nbs/33_machine.ipynb #thinker-forward
 @patch
 def forward(self:Thinker,
-    state:CoreState,   # From `init` or an earlier thought
-    x,                 # Input, or what `look` gave
-    ticks:int=None,    # At most so many; None: as configured
-    until:float=None   # Certainty at which a row stops; None: never
-):                     # state, Thought
+    state:CoreState,        # From `init` or an earlier thought
+    x:'torch.Tensor|Seen',  # Input, or what `look` gave
+    ticks:int|None=None,    # At most so many; None: as configured
+    until:float|None=None   # Certainty at which a row stops; None: never
+) -> tuple:                 # state, Thought
     "Think"
     seen = x if isinstance(x, Seen) else self.look(x)
     _fits('x', (len(seen.k),), (len(state.z),))
-    how, n, eyes = self.core.sync.ready(), self.core.n_out, (seen.k, seen.v, seen.mask)
-    z, history, sums, used = state.z, state.history, unpack(state.sync), torch.zeros_like(state.sync.idle)
-    s, outs, done = self.core.sync.read(*sums), [], used > 0
+    eyes = seen.k, seen.v, seen.mask
+    sync, n = self.core.sync, self.core.n_out
+    how, sums = sync.ready(), unpack(state.sync)
+    z, history, s = state.z, state.history, sync.read(*sums)  # [B,D], [B,D,M], [B,P]
+    used = torch.zeros_like(state.sync.idle)
+    done = used > 0
+    outs = []
     for _ in range(ticks or self.config.ticks):
         old = z, history, *sums, s
-        z, history, sums, s = self.core.tick(z, history, sums, self.attend(s[:, n:], *eyes), how)
-        if until is not None and len(z) > 1: z, history, *sums, s = hold(done, old, (z, history, *sums, s))
+        found = self.attend(s[:, n:], *eyes)  # [B,d_in]
+        z, history, sums, s = self.core.tick(z, history, sums, found, how)
+        if until is not None and len(z) > 1:
+            z, history, *sums, s = hold(done, old, (z, history, *sums, s))
         outs.append(s[:, :n])
         if until is None: continue
-        used, done = used + ~done, self.sure(outs[-1], until)
+        used = used + ~done
+        done = self.sure(outs[-1], until)
         if done.all(): break
-    logits = self.head(torch.stack(outs, 1)).unflatten(-1, self.config.shape)
-    sync, _ = self.core.sync.settle(None, sums, s, state.sync.idle)
-    return CoreState(z=z, history=history, sync=sync, batch_size=sync.batch_size), Thought(logits, certainty(logits), used + len(outs)*(until is None))
+    if until is None: used = used + len(outs)
+    logits = self.head(torch.stack(outs, 1)).unflatten(-1, self.config.shape)  # [B,T,*shape]
+    after, _ = sync.settle(None, sums, s, state.sync.idle)
+    state = CoreState(z=z, history=history, sync=after, batch_size=after.batch_size)
+    return state, Thought(logits, certainty(logits), used)
 
 # %% ../../nbs/33_machine.ipynb #bits
 class Bits(nn.Module):
@@ -247,39 +322,75 @@ class Bits(nn.Module):
     ):
         super().__init__()
         self.embed, self.place = nn.Embedding(2, d), nn.Linear(2, d)
-    def forward(self, x):
+    def forward(self,
+        x:torch.Tensor  # Bits of -1 and 1, [B,N]
+    ) -> torch.Tensor:  # [B,N,d]
+        "Features of bits"
         a = torch.linspace(0, math.pi, x.shape[1], device=x.device)
-        return self.embed((x == 1).long()) + self.place(torch.stack([-a.sin(), a.cos()], -1))
+        circle = torch.stack([-a.sin(), a.cos()], -1)  # [N,2]
+        return self.embed((x == 1).long()) + self.place(circle)
 
 # %% ../../nbs/33_machine.ipynb #load-names
-_NAMES = dict(start_activated_state='core.z', start_trace='core.history', kv_proj='bring', q_proj='query', attention_out_proj='gather', output_projector_0='head',
-    backbone_embedding='front.embed', positional_embedding_projection='front.place', synapses_first_projection='core.synapse.first', synapses_down_projections='core.synapse.down',
-    synapses_up_projections='core.synapse.up', synapses_skip_lns='core.synapse.norms', synapses='core.synapse')
+_NAMES = dict(
+    start_activated_state='core.z',
+    start_trace='core.history',
+    kv_proj='bring',
+    q_proj='query',
+    attention_out_proj='gather',
+    output_projector_0='head',
+    backbone_embedding='front.embed',
+    positional_embedding_projection='front.place',
+    synapses_first_projection='core.synapse.first',
+    synapses_down_projections='core.synapse.down',
+    synapses_up_projections='core.synapse.up',
+    synapses_skip_lns='core.synapse.norms',
+    synapses='core.synapse')
 
+# %% ../../nbs/33_machine.ipynb #load-ours
 def _ours(name):
     for old, new in _NAMES.items():
-        if m := re.match(old.replace('_', '[._]') + r'(?=\.|$)', name): return new + name[m.end():]
+        whole = old.replace('_', '[._]') + r'(?=\.|$)'
+        m = re.match(whole, name)
+        if m: return new + name[m.end():]
 
 def _neurons(sd):
-    out = {}
-    for i, at in enumerate(k[:-2] for k in ('trace_processor.0.0.w1', 'trace_processor.0.2.w1') if k in sd):
-        ours, T = f'core.nlm.layers.{i}.', sd.get(at + 'T', torch.ones(1))
-        out |= {ours+'w': sd[at+'w1'].permute(2, 0, 1)/T, ours+'b': sd[at+'b1'][0, :, :, None]/T}
-        out |= {f'{ours}norm.{k}': sd[f'{at}layernorm.{k}'] for k in ('weight', 'bias') if f'{at}layernorm.{k}' in sd}
+    out, layers = {}, ('trace_processor.0.0.', 'trace_processor.0.2.')
+    for i, at in enumerate(l for l in layers if l+'w1' in sd):
+        ours = f'core.nlm.layers.{i}.'
+        T = sd.get(at+'T', torch.ones(1))
+        out[ours+'w'] = sd[at+'w1'].permute(2, 0, 1)/T
+        out[ours+'b'] = sd[at+'b1'][0, :, :, None]/T
+        for k in ('weight', 'bias'):
+            if f'{at}layernorm.{k}' in sd: out[f'{ours}norm.{k}'] = sd[f'{at}layernorm.{k}']
     return out
 
 # %% ../../nbs/33_machine.ipynb #load-shape
-def _drew(sd, part): return torch.stack([sd[f'{part}_neuron_indices_{side}'] for side in ('left', 'right')])
+def _drew(sd, part):
+    left, right = sd[f'{part}_neuron_indices_left'], sd[f'{part}_neuron_indices_right']
+    return torch.stack([left, right])
+
 def _kind(sd):
     left, right = _drew(sd, 'out')
     if len(sd['decay_params_out']) == len(left): return 'random-pairing'
-    return 'first-last' if torch.equal(left, right) and torch.equal(left, torch.arange(len(left))) else 'random'
+    first = torch.arange(len(left))
+    if torch.equal(left, right) and torch.equal(left, first): return 'first-last'
+    return 'random'
 
+# %% ../../nbs/33_machine.ipynb #load-shape-all
 def _shape(sd):
-    w, down = sd['trace_processor.0.0.w1'], [k for k in sd if re.match(r'synapses\.down_projections\.\d+\.1\.weight', k)]
-    return dict(d=w.shape[2], memory=w.shape[0], hidden=w.shape[1]//2, deep='trace_processor.0.2.w1' in sd, norm='trace_processor.0.0.layernorm.weight' in sd, depth=1+len(down),
-        d_in=len(sd['q_proj.bias']), d_features=sd['kv_proj.0.weight'].shape[1], shape=(len(sd['output_projector.0.bias']),), exact=True,
-        pairs=_kind(sd), n_out=_drew(sd, 'out').shape[1], n_action=_drew(sd, 'action').shape[1])
+    w = sd['trace_processor.0.0.w1']  # [M,2H,D]
+    down = [k for k in sd if re.match(r'synapses\.down_projections\.\d+\.1\.weight', k)]
+    core = dict(
+        d=w.shape[2],
+        memory=w.shape[0],
+        hidden=w.shape[1]//2,
+        deep='trace_processor.0.2.w1' in sd,
+        norm='trace_processor.0.0.layernorm.weight' in sd,
+        depth=1+len(down))
+    drawn = dict(exact=True, pairs=_kind(sd), n_out=_drew(sd, 'out').shape[1], n_action=_drew(sd, 'action').shape[1])
+    d_in, d_features = len(sd['q_proj.bias']), sd['kv_proj.0.weight'].shape[1]
+    answer = len(sd['output_projector.0.bias'])
+    return dict(core, **drawn, d_in=d_in, d_features=d_features, shape=(answer,))
 
 # %% ../../nbs/33_machine.ipynb #load
 def load_ctm(
@@ -289,10 +400,16 @@ def load_ctm(
 ) -> Thinker:
     "An official CTM to go on with; a parity model brings its front along"
     c = ThoughtConfig(**_shape(weights) | dict(heads=heads) | settings)
-    sd = {_ours(k): v for k, v in weights.items() if _ours(k)} | _neurons(weights)
-    for k in ('weight', 'bias'): sd[f'q.{k}'], sd[f'kv.{k}'] = weights[f'attention.in_proj_{k}'].split([c.d_in, 2*c.d_in])
+    sd = {_ours(k): v for k, v in weights.items() if _ours(k)}
+    sd |= _neurons(weights)
+    for k in ('weight', 'bias'):
+        joint = weights[f'attention.in_proj_{k}']
+        sd[f'q.{k}'], sd[f'kv.{k}'] = joint.split([c.d_in, 2*c.d_in])
     sd['core.sync.decay'] = torch.cat([weights['decay_params_out'], weights['decay_params_action']])
-    sd['core.sync.pairs'] = torch.cat([p if c.pairs == 'random-pairing' else crossed(*p) for p in (_drew(weights, 'out'), _drew(weights, 'action'))], 1).flatten()
-    thinker = Thinker(c, Bits(c.d_features) if 'backbone.embedding.weight' in weights else None)
+    drawn = [_drew(weights, 'out'), _drew(weights, 'action')]
+    if c.pairs != 'random-pairing': drawn = [crossed(*p) for p in drawn]
+    sd['core.sync.pairs'] = torch.cat(drawn, 1).flatten()
+    parity = 'backbone.embedding.weight' in weights
+    thinker = Thinker(c, Bits(c.d_features) if parity else None)
     thinker.load_state_dict(sd)
     return thinker.eval()
