@@ -16,12 +16,16 @@ from .convergence import Feature
 @dataclass
 class Head(Feature):
     "A feature that is read from the state"
-    n: int = 1   # Outputs: classes, yes-or-no questions or numbers
-    reads: Literal['state', 'usual', 'both'] = 'state' # Latent and synchronization; statistics of what was heard lately; both
-    key: int = 0 # Width of an embedding before the classes, compared by cosine; 0 is a plain layer
-    names: tuple[str, ...] = () # Of the classes
+    n: int = 1                                         # Outputs: classes, yes-or-no questions or numbers
+    reads: Literal['state', 'usual', 'both'] = 'state' # Latent and synchronization; statistics of late; both
+    key: int = 0                                       # Width of an embedding compared by cosine; 0: a plain layer
+    names: tuple[str, ...] = ()                        # Of the classes
 
-HEADS = (Head('is_sound', 'bce', 2), Head('is_speech', 'bce', 4), Head('speaker', 'ce', 8, n=32, key=32, reads='usual'), Head('affect', 'ce', 12, .5, n=7, reads='usual'))
+HEADS = (
+    Head('is_sound', 'bce', 2),
+    Head('is_speech', 'bce', 4),
+    Head('speaker', 'ce', 8, n=32, key=32, reads='usual'),
+    Head('affect', 'ce', 12, .5, n=7, reads='usual'))
 
 # %% ../../nbs/35_heads.ipynb #cosine
 class Cosine(nn.Module):
@@ -31,47 +35,57 @@ class Cosine(nn.Module):
         n:int      # Classes
     ):
         super().__init__()
-        self.prototypes, self.scale = nn.Parameter(torch.randn(n, width)), nn.Parameter(torch.tensor(math.log(10.)))
-    def forward(self, e): return F.normalize(e, dim=-1) @ F.normalize(self.prototypes, dim=-1).t()*self.scale.exp()
+        self.prototypes = nn.Parameter(torch.randn(n, width))
+        self.scale = nn.Parameter(torch.tensor(math.log(10.)))
+    def forward(self,
+        e:torch.Tensor # Embeddings, [...,width]
+    ) -> torch.Tensor: # [...,n]
+        "How close the embedding is to each class"
+        e, p = F.normalize(e, dim=-1), F.normalize(self.prototypes, dim=-1)
+        return e @ p.t()*self.scale.exp()
 
 # %% ../../nbs/35_heads.ipynb #head
 def make_head(
-    width:int,  # Of what it reads
-    head:Head,
-    hidden:int  # Width of its hidden layer
+    width:int,      # Of what it reads
+    head:Head,      # What to answer
+    hidden:int      # Width of its hidden layer
 ) -> nn.Sequential: # [...,width] to [...,n]
     "One hidden layer and an answer, with an embedding in between if the head has a key"
     first = [nn.Linear(width, hidden), nn.ReLU()]
-    return nn.Sequential(*first, *([nn.Linear(hidden, head.key), Cosine(head.key, head.n)] if head.key else [nn.Linear(hidden, head.n)]))
+    if not head.key: return nn.Sequential(*first, nn.Linear(hidden, head.n))
+    return nn.Sequential(*first, nn.Linear(hidden, head.key), Cosine(head.key, head.n))
 
 # %% ../../nbs/35_heads.ipynb #surest
 def surest(
-    kind:str, # Of the feature: 'ce' or 'bce'
-    y         # Outputs [...,n]
-):            # [...]
+    kind:str,       # Of the feature: 'ce' or 'bce'
+    y:torch.Tensor  # Outputs [...,n]
+) -> torch.Tensor:  # [...]
     "Probability of the likeliest answer, as the network states it"
-    return y.softmax(-1).amax(-1) if kind == 'ce' else y.abs().sigmoid().amin(-1)
+    if kind == 'ce': return y.softmax(-1).amax(-1)
+    return y.abs().sigmoid().amin(-1)
 
 def calibrate(
-    p,   # Stated chance of being right [...]
-    tune # Slope and shift, [...,2]
-):       # [...]
+    p:torch.Tensor,   # Stated chance of being right [...]
+    tune:torch.Tensor # Slope and shift, [...,2]
+) -> torch.Tensor:    # [...]
     "Chance of being right"
-    return torch.sigmoid(tune[..., 0]*torch.logit(p, 1e-4) + tune[..., 1])
+    slope, shift = tune[..., 0], tune[..., 1]
+    return torch.sigmoid(slope*torch.logit(p, 1e-4) + shift)
 
 # %% ../../nbs/35_heads.ipynb #fit
 def fit_platt(
-    p,     # Stated chances of being right [N]
-    right  # Whether it was [N]
-) -> tuple:# (slope, shift) of the logit
+    p:torch.Tensor,     # Stated chances of being right [N]
+    right:torch.Tensor  # Whether it was [N]
+) -> tuple:             # (slope, shift) of the logit
     "Platt's (1999) calibration of a certainty"
     x, y = torch.logit(p.double().clamp(1e-4, 1-1e-4)), right.double()
     w = torch.tensor([1., 0.], dtype=torch.float64, requires_grad=True)
     opt = torch.optim.LBFGS([w], max_iter=50, line_search_fn='strong_wolfe')
     def closure():
         opt.zero_grad()
-        l = F.binary_cross_entropy_with_logits(w[0]*x + w[1], y) + 1e-4*(w[0]-1)**2
-        l.backward()
-        return l
+        loss = F.binary_cross_entropy_with_logits(w[0]*x + w[1], y)
+        loss = loss + 1e-4*(w[0]-1)**2
+        loss.backward()
+        return loss
     opt.step(closure)
     return tuple(w.detach().tolist())

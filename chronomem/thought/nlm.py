@@ -13,9 +13,9 @@ from torch import nn
 
 # %% ../../nbs/30_nlm.ipynb #shift
 def shift(
-    history,  # The last M pre-activations of each neuron, oldest first, [B,D,M]
-    x         # The newest, [B,D]
-):            # [B,D,M]
+    history:torch.Tensor,  # The last M pre-activations of each neuron, oldest first, [B,D,M]
+    x:torch.Tensor         # The newest, [B,D]
+) -> torch.Tensor:         # [B,D,M]
     "Drop the oldest, append the newest"
     return torch.cat([history[..., 1:], x[..., None]], -1)
 
@@ -39,11 +39,15 @@ class NeuronLinear(nn.Module):
 
 # %% ../../nbs/30_nlm.ipynb #neuron-forward
 @patch
-def forward(self:NeuronLinear, x):
-    "[n,d_in,B] -> [n,d_out,B]"
+def forward(self:NeuronLinear,
+    x:torch.Tensor  # [n,d_in,B]
+) -> torch.Tensor:  # [n,d_out,B]
+    "Each model's own linear layer"
     if self.p and self.training: x = F.dropout(x, self.p)
     if self.norm is not None: x = self.norm(x.mT).mT
-    y = torch.baddbmm(self.b.mT, x.mT, self.w).mT if x.shape[2] == 1 else torch.baddbmm(self.b, self.w.mT, x)
+    alone = x.shape[2] == 1
+    if alone: y = torch.baddbmm(self.b.mT, x.mT, self.w).mT
+    else: y = torch.baddbmm(self.b, self.w.mT, x)
     return y if self.T is None else y/self.T
 
 # %% ../../nbs/30_nlm.ipynb #nlm
@@ -63,17 +67,24 @@ class NLM(nn.Module):
         self.n = d if regions is None else regions
         if self.n < 1 or d % self.n: raise ValueError(f'regions: got {regions}, expected a divisor of d={d}')
         sizes = [(memory, 2*hidden), (hidden, 2)] if deep else [(memory, 2)]
-        self.layers = nn.ModuleList(NeuronLinear(self.n, i, o, dropout, norm, temperature) for i, o in sizes)
+        layers = [NeuronLinear(self.n, i, o, dropout, norm, temperature) for i, o in sizes]
+        self.layers = nn.ModuleList(layers)
 
 # %% ../../nbs/30_nlm.ipynb #nlm-forward
 @patch
-def forward(self:NLM, history):
-    "[B,D,M] -> [B,D]"
+def forward(self:NLM,
+    history:torch.Tensor  # [B,D,M]
+) -> torch.Tensor:        # [B,D]
+    "Activations of neurons by their histories"
     B, D, M = history.shape
     private = D == self.n
-    x = history.permute(1, 2, 0) if private else history.view(B, self.n, -1, M).permute(1, 3, 0, 2).reshape(self.n, M, -1)
+    if private: x = history.permute(1, 2, 0)         # [n,M,B]
+    else:
+        x = history.view(B, self.n, -1, M)           # [B,n,k,M]
+        x = x.permute(1, 3, 0, 2).reshape(self.n, M, -1)  # [n,M,B*k]
     for layer in self.layers: x = F.glu(layer(x), 1)
-    return x.view(D, B).t() if private else x.view(self.n, B, -1).transpose(0, 1).reshape(B, D)
+    if private: return x.view(D, B).t()
+    return x.view(self.n, B, -1).transpose(0, 1).reshape(B, D)
 
 # %% ../../nbs/30_nlm.ipynb #widths
 def _drop(p): return nn.Dropout(p) if p else nn.Identity()
@@ -106,12 +117,15 @@ class UNet(nn.Module):
 
 # %% ../../nbs/30_nlm.ipynb #unet-forward
 @patch
-def forward(self:UNet, x):
-    "[..., d_in] -> [..., d]"
+def forward(self:UNet,
+    x:torch.Tensor  # [...,d_in]
+) -> torch.Tensor:  # [...,d]
+    "Down and up again"
     levels = [self.first(x)]
     for down in self.down: levels.append(down(levels[-1]))
     x = levels.pop()
-    for up, norm, skip in zip(reversed(self.up), reversed(self.norms), reversed(levels)): x = norm(up(x) + skip)
+    ups = zip(reversed(self.up), reversed(self.norms), reversed(levels))
+    for up, norm, skip in ups: x = norm(up(x) + skip)
     return x
 
 # %% ../../nbs/30_nlm.ipynb #synapse
@@ -123,5 +137,7 @@ def synapse(
 ) -> nn.Module:
     "What mixes neurons: [..., d_in] -> pre-activations [..., d]"
     if depth == 'double': return nn.Sequential(*_gated(d_in, d, dropout), *_gated(d, d, dropout))
-    if not isinstance(depth, int) or depth < 1: raise ValueError(f"depth: got {depth!r}, expected a whole number >= 1 or 'double'")
-    return nn.Sequential(*_gated(d_in, d, dropout)) if depth == 1 else UNet(d_in, d, depth, dropout)
+    if not isinstance(depth, int) or depth < 1:
+        raise ValueError(f"depth: got {depth!r}, expected a whole number >= 1 or 'double'")
+    if depth == 1: return nn.Sequential(*_gated(d_in, d, dropout))
+    return UNet(d_in, d, depth, dropout)
