@@ -42,18 +42,27 @@ class AudioConfig(Config):
 # %% ../../nbs/11_audio.ipynb #config-validate
 @patch
 def validate(self:AudioConfig):
-    self.need('rate', 8000 <= self.rate <= 192000, '8000 to 192000')
-    self.need('hop_ms', self.hop_ms >= 1 and self.rate*self.hop_ms % 1000 == 0, 'a whole number of samples, at least 1 ms')
-    self.need('window_ms', self.window_ms > self.hop_ms and self.rate*self.window_ms % 1000 == 0, 'more than hop_ms, in whole samples')
-    self.need('frame_ms', max(30, self.window_ms) <= self.frame_ms <= 100 and self.frame_ms % self.hop_ms == 0, 'a multiple of hop_ms from 30 (and window_ms) to 100')
+    _validate_times(self)
     self.need('low', 20 <= self.low < self.high, '20 Hz or more, below high')
     self.need('high', self.high <= self.rate/2, 'at most half the rate')
     self.need('mels', 1 <= self.mels <= 80, '1 to 80 bands')
     self.need('target', 0 < self.target <= 1, 'above 0, at most 1')
     self.need('max_gain', self.max_gain >= 1, '1 or more')
-    for k in ('release', 'rise', 'margin', 'alarm'): self.need(k, getattr(self, k) > 0, 'above zero')
+    for k in ('release', 'rise', 'margin', 'alarm'):
+        self.need(k, getattr(self, k) > 0, 'above zero')
     self.need('floor', -75 <= self.floor <= 0, '-75 to 0 dBFS')
     self.need('memory_s', 2 <= self.memory_s <= 60, '2 to 60 seconds')
+
+# %% ../../nbs/11_audio.ipynb #validate-times
+def _validate_times(c):
+    c.need('rate', 8000 <= c.rate <= 192000, '8000 to 192000')
+    whole = c.hop_ms >= 1 and c.rate*c.hop_ms % 1000 == 0
+    c.need('hop_ms', whole, 'a whole number of samples, at least 1 ms')
+    whole = c.window_ms > c.hop_ms and c.rate*c.window_ms % 1000 == 0
+    c.need('window_ms', whole, 'more than hop_ms, in whole samples')
+    least = max(30, c.window_ms)
+    multiple = least <= c.frame_ms <= 100 and c.frame_ms % c.hop_ms == 0
+    c.need('frame_ms', multiple, 'a multiple of hop_ms from 30 (and window_ms) to 100')
 
 # %% ../../nbs/11_audio.ipynb #config-sizes
 @patch(as_prop=True)
@@ -87,26 +96,37 @@ class AudioReport(NamedTuple):
 _SCALES = {'int8': 2**7, 'uint8': 2**7, 'int16': 2**15, 'int32': 2**31}
 
 def _array(x):
-    if isinstance(x, torch.Tensor): x = x.detach().cpu().float().numpy() if x.dtype == torch.bfloat16 else x.detach().cpu().numpy()
-    if not isinstance(x, np.ndarray): raise TypeError(f'x: expected a numpy array or tensor of samples, got {type(x).__name__}')
-    if x.dtype.name not in _SCALES and x.dtype.kind != 'f': raise TypeError(f'x: expected float or {", ".join(_SCALES)} samples, got {x.dtype}')
-    if x.ndim not in (1, 2): raise ValueError(f'x: expected shape [samples] or [samples, channels], got {list(x.shape)}')
-    if not x.size: raise ValueError(f'x: expected at least one sample, got shape {list(x.shape)}')
-    return x.T if x.ndim == 2 and x.shape[0] <= 8 < x.shape[1] else x.reshape(len(x), -1)
+    "Samples as [N,C]"
+    if isinstance(x, torch.Tensor):
+        x = x.detach().cpu()
+        x = x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy()
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f'x: expected a numpy array or tensor of samples, got {type(x).__name__}')
+    if x.dtype.name not in _SCALES and x.dtype.kind != 'f':
+        raise TypeError(f'x: expected float or {", ".join(_SCALES)} samples, got {x.dtype}')
+    shape = list(x.shape)
+    if x.ndim not in (1, 2): raise ValueError(f'x: expected shape [samples] or [samples, channels], got {shape}')
+    if not x.size: raise ValueError(f'x: expected at least one sample, got shape {shape}')
+    channels_first = x.ndim == 2 and x.shape[0] <= 8 < x.shape[1]
+    return x.T if channels_first else x.reshape(len(x), -1)
 
+# %% ../../nbs/11_audio.ipynb #clean-rate
 def _rate(rate):
-    if isinstance(rate, bool) or not isinstance(rate, numbers.Real): raise TypeError(f'rate: expected samples per second, got {rate!r} ({type(rate).__name__})')
-    if not 8000 <= rate <= 192000 or rate != int(rate): raise ValueError(f'rate: expected a whole number from 8000 to 192000, got {rate}')
+    if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
+        raise TypeError(f'rate: expected samples per second, got {rate!r} ({type(rate).__name__})')
+    if not 8000 <= rate <= 192000 or rate != int(rate):
+        raise ValueError(f'rate: expected a whole number from 8000 to 192000, got {rate}')
     return int(rate)
 
 # %% ../../nbs/11_audio.ipynb #mono
 def to_mono(
-    blocks # Blocks of samples [n,C], about a quarter second each, in order
-):         # For each block: (mono samples [n], whether its channels cancelled)
+    blocks:'Iterable[np.ndarray]' # Blocks of samples [n,C], about a quarter second each, in order
+) -> 'Iterator[tuple]':           # For each block: (mono samples [n], whether its channels cancelled)
     "The mean of the channels, or the loudest where they cancel each other"
     k = 0
     for x in blocks:
-        mean, power = x.mean(1), np.square(x, dtype=np.float64).sum(0)
+        mean = x.mean(1)
+        power = np.square(x, dtype=np.float64).sum(0)  # [C]
         if 2*power[k] < power.max(): k = int(power.argmax())
         kept = x.shape[1]**2*np.square(mean, dtype=np.float64).sum()
         opposed = kept < .1*power.sum() and np.abs(x).max() >= 1e-4
@@ -114,35 +134,45 @@ def to_mono(
 
 # %% ../../nbs/11_audio.ipynb #clean
 def clean_audio(
-    x,                          # Samples, [N] or [N,C] (or [C,N] with up to 8 channels); float in [-1,1], int8, uint8, int16 or int32
-    rate,                       # Samples per second of `x`, 8000 to 192000
+    x:np.ndarray|torch.Tensor,    # Samples, [N] or [N,C] ([C,N] to 8 channels); float in [-1,1], or int8 to int32, uint8
+    rate:float,                   # Samples per second of `x`, a whole number from 8000 to 192000
     config:AudioConfig|None=None  # Gives the rate wanted; None is the default one
-) -> tuple:                     # (mono float32 samples [M] in [-1,1] at config.rate, `AudioReport`)
+) -> tuple:                       # (mono float32 samples [M] in [-1,1] at config.rate, `AudioReport`)
     "Mend anything that claims to be audio, or say what is wrong with it"
     want, rate, x = (config or AudioConfig()).rate, _rate(rate), _array(x)
     scale = _SCALES.get(x.dtype.name)
     full = 1 - 1.5/scale if scale else .9999
-    y = x.astype(np.float64)
+    y = x.astype(np.float64)  # [N,C]
     if scale: y = (y - 128*(x.dtype == np.uint8))/scale
     good = np.isfinite(y)
     y = np.where(good, y, 0.)
-    peak, clipped = np.abs(y).max(), (np.abs(y) >= full).mean()
-    y, opposed = zip(*to_mono(y[i:i+rate//4].clip(-1, 1) for i in range(0, len(y), rate//4)))
-    share = sum(len(b) for b, o in zip(y, opposed) if o)/len(x)
-    y, part = np.concatenate(y), Fraction(want, rate).limit_denominator(1000)
+    peak = np.abs(y).max()
+    clipped = (np.abs(y) >= full).mean()
+    quarter = rate//4
+    blocks = (y[i:i+quarter].clip(-1, 1) for i in range(0, len(y), quarter))
+    mono, opposed = zip(*to_mono(blocks))
+    share = sum(len(b) for b, o in zip(mono, opposed) if o)/len(x)
+    y = np.concatenate(mono)  # [N]
+    part = Fraction(want, rate).limit_denominator(1000)
     if part != 1: y = resample_poly(y, part.numerator, part.denominator).clip(-1, 1)
-    return torch.from_numpy(y.astype(np.float32)), AudioReport(len(x)/rate, rate, x.shape[1], int((~good).sum()), float(clipped), float(peak), bool(peak < 1e-4), share)
+    nan = int((~good).sum())
+    silent = bool(peak < 1e-4)
+    report = AudioReport(len(x)/rate, rate, x.shape[1], nan, float(clipped), float(peak), silent, share)
+    return torch.from_numpy(y.astype(np.float32)), report
 
 # %% ../../nbs/11_audio.ipynb #frames-of
 def frames_of(
-    samples,                      # Samples at config.rate, [N] or [B,N]
+    samples:torch.Tensor,         # Samples at config.rate, [N] or [B,N]
     config:AudioConfig|None=None  # Gives the frame's length; None is the default one
-):                                # [T,frame] or [B,T,frame]
+) -> torch.Tensor:                # [T,frame] or [B,T,frame]
     "Cut into frames, the last one filled up with zeros"
     n = (config or AudioConfig()).frame
-    if not isinstance(samples, torch.Tensor): raise TypeError(f'samples: expected a tensor, got {type(samples).__name__}')
-    if samples.ndim not in (1, 2): raise ValueError(f'samples: expected shape [N] or [B,N], got {list(samples.shape)}')
-    return F.pad(samples, (0, -samples.shape[-1] % n)).unflatten(-1, (-1, n))
+    if not isinstance(samples, torch.Tensor):
+        raise TypeError(f'samples: expected a tensor, got {type(samples).__name__}')
+    if samples.ndim not in (1, 2):
+        raise ValueError(f'samples: expected shape [N] or [B,N], got {list(samples.shape)}')
+    missing = -samples.shape[-1] % n
+    return F.pad(samples, (0, missing)).unflatten(-1, (-1, n))
 
 # %% ../../nbs/11_audio.ipynb #state
 @tensorclass
@@ -172,14 +202,30 @@ class Heard:
 def mel_filters(
     config:AudioConfig,  # Gives band and number of filters
     bins:int             # Bins of the spectrum from 0 to half the rate
-):                       # [bins,mels], each filter sums to 1
+) -> torch.Tensor:       # [bins,mels], each filter sums to 1
     "Triangles equally spaced in mel, $2595\\log_{10}(1+f/700)$"
-    to, back = (lambda f: 2595*math.log10(1 + f/700)), (lambda m: 700*(10**(m/2595) - 1))
-    edges = back(torch.linspace(to(config.low), to(config.high), config.mels + 2, dtype=torch.float64))
-    f = torch.linspace(0, config.rate/2, bins, dtype=torch.float64)[:, None]
-    up, down = (f - edges[:-2])/(edges[1:-1] - edges[:-2]), (edges[2:] - f)/(edges[2:] - edges[1:-1])
-    w = torch.minimum(up, down).clamp(min=0) + 1e-12
+    def mel(f): return 2595*math.log10(1 + f/700)
+    even = torch.linspace(mel(config.low), mel(config.high), config.mels + 2, dtype=torch.float64)
+    edges = 700*(10**(even/2595) - 1)                                            # Hz, [mels+2]
+    left, top, right = edges[:-2], edges[1:-1], edges[2:]
+    f = torch.linspace(0, config.rate/2, bins, dtype=torch.float64)[:, None]     # [bins,1]
+    up = (f - left)/(top - left)
+    down = (right - f)/(right - top)
+    w = torch.minimum(up, down).clamp(min=0) + 1e-12                             # [bins,mels]
     return (w/w.sum(0)).float()
+
+# %% ../../nbs/11_audio.ipynb #windows
+def _constants(c, freq, inside, long, n):
+    "What an ear computes with: windows, bands, filters"
+    hann, wide = torch.hann_window(c.window), torch.hann_window(long)
+    hann = hann/hann.square().sum().sqrt()  # Keeps the variance of white noise
+    far = torch.linspace(0, c.rate/2, n//2 + 1)
+    own = torch.fft.irfft(torch.fft.rfft(wide, n).abs().square())
+    mel = mel_filters(c, len(freq))
+    bell = torch.hann_window(c.second + 2)[1:-1]
+    band = ((far >= c.low) & (far <= c.high)).float()
+    voice = ((far >= c.low) & (far <= 1500)).float()
+    return dict(hann=hann, wide=wide, freq=freq[inside], mel=mel, bell=bell, band=band, voice=voice, own=own/own[0])
 
 # %% ../../nbs/11_audio.ipynb #reflex
 def _pow2(n): return 1 << (n - 1).bit_length()
@@ -192,49 +238,58 @@ class Reflex(nn.Module):
     ):
         super().__init__()
         self.config = c = config or AudioConfig()
-        self.n, self.n_long, long = _pow2(c.window), _pow2(2*(c.frame + c.window - c.hop)), c.frame + c.window - c.hop
+        long = c.frame + c.window - c.hop
+        self.n, self.n_long = _pow2(c.window), _pow2(2*long)
         freq = torch.linspace(0, c.rate/2, self.n//2 + 1)
         self.inside = slice(int((freq < c.low).sum()), int((freq <= c.high).sum()))
-        hann, wide = torch.hann_window(c.window), torch.hann_window(long)
-        far = torch.linspace(0, c.rate/2, self.n_long//2 + 1)
-        own = torch.fft.irfft(torch.fft.rfft(wide, self.n_long).abs().square())
-        for k, v in dict(hann=hann/hann.square().sum().sqrt(), wide=wide, freq=freq[self.inside], mel=mel_filters(c, len(freq)),
-                         bell=torch.hann_window(c.second + 2)[1:-1], band=((far >= c.low) & (far <= c.high)).float(), voice=((far >= c.low) & (far <= 1500)).float(), own=own/own[0]).items():
-            self.register_buffer(k, v, persistent=False)
+        constants = _constants(c, freq, self.inside, long, self.n_long)
+        for k, v in constants.items(): self.register_buffer(k, v, persistent=False)
 
 # %% ../../nbs/11_audio.ipynb #init
 @patch
 def init(self:Reflex,
-    B:int=1,     # Streams
-    device=None  # None is where the module is
+    B:int=1,                              # Streams
+    device:str|torch.device|None=None     # None is where the module is
 ) -> AudioState:
     "An ear that has heard nothing"
     c, d = self.config, device or self.hann.device
-    new = lambda *s, v=0.: torch.full((B, *s), v, device=d)
-    return AudioState(tail=new(c.window - c.hop), power=new(c.mels), level=new(v=-200.), noise=new(v=c.floor), last=new(v=200.),
-                      history=new(c.memory, 8), seen=new(v=0), batch_size=[B])
+    def new(*shape, v=0.): return torch.full((B, *shape), v, device=d)
+    return AudioState(
+        tail=new(c.window - c.hop),
+        power=new(c.mels),
+        level=new(v=-200.),
+        noise=new(v=c.floor),
+        last=new(v=200.),
+        history=new(c.memory, 8),
+        seen=new(v=0),
+        batch_size=[B])
 
 # %% ../../nbs/11_audio.ipynb #spectra
 @patch
 def spectra(self:Reflex,
-    x  # Tail and frames in one row, [B, window-hop + T*frame]
-):     # [B,T,hops,bins]; white noise of variance v has v in every bin
+    x:torch.Tensor  # Tail and frames in one row, [B, window-hop + T*frame]
+) -> torch.Tensor:  # [B,T,hops,bins]; white noise of variance v has v in every bin
     "Power spectra of all hops"
     c = self.config
-    return torch.fft.rfft(x.unfold(-1, c.window, c.hop)*self.hann, self.n).abs().square().unflatten(1, (-1, c.hops))
+    windows = x.unfold(-1, c.window, c.hop)*self.hann           # [B,T*hops,window]
+    power = torch.fft.rfft(windows, self.n).abs().square()      # [B,T*hops,bins]
+    return power.unflatten(1, (-1, c.hops))
 
 # %% ../../nbs/11_audio.ipynb #shape
 @patch
 def shape(self:Reflex,
-    power  # Power spectra, [B,T,hops,bins]
-):         # [B,T,4]
+    power:torch.Tensor  # Power spectra, [B,T,hops,bins]
+) -> torch.Tensor:      # [B,T,4]
     "Centroid, bandwidth and 85 % rolloff in Hz, and flatness, of the frame's mean spectrum within the band"
-    p, f = power.mean(2)[..., self.inside] + 1e-14, self.freq
+    f = self.freq
+    p = power.mean(2)[..., self.inside] + 1e-14       # [B,T,bins]
     q = p/p.sum(-1, keepdim=True)
-    mid = (q*f).sum(-1)
+    mid = (q*f).sum(-1)                               # [B,T]
     wide = (q*(f - mid[..., None]).square()).sum(-1).sqrt()
-    roll = f[(q.cumsum(-1) < .85).sum(-1).clamp(max=len(f) - 1)]
-    return torch.stack([mid, wide, roll, p.log().mean(-1).exp()/p.mean(-1)], -1)
+    below = (q.cumsum(-1) < .85).sum(-1)
+    roll = f[below.clamp(max=len(f) - 1)]
+    flat = p.log().mean(-1).exp()/p.mean(-1)
+    return torch.stack([mid, wide, roll, flat], -1)
 
 # %% ../../nbs/11_audio.ipynb #periods
 @patch
@@ -263,54 +318,79 @@ def periods(self:Reflex,
 @patch
 def levels(self:Reflex,
     state:AudioState,  # Before these frames
-    db                 # Level of each frame in dBFS, [B,T]
-):                     # floor, remembered level, both [B,T] in dBFS
-    "Floor: `min(db, floor + rise)`, at least -75; level: `max(db, level - release)`, where a frame counts only as far as the one before was as loud"
-    c, t = self.config, torch.arange(1, db.shape[1] + 1, device=db.device, dtype=torch.float64)
-    up, down = c.rise*c.frame_ms/1000*t, c.release*c.frame_ms/1000*t
-    twice = torch.minimum(db, torch.cat([state.last[:, None], db[:, :-1]], 1))
-    floor = torch.minimum((db.clamp(min=-75.) - up).cummin(1).values, state.noise[:, None]) + up
-    level = torch.maximum((twice + down).cummax(1).values, state.level[:, None]) - down
+    db:torch.Tensor    # Level of each frame in dBFS, [B,T]
+) -> tuple:            # floor, remembered level, both [B,T] in dBFS
+    "Floor: `min(db, floor + rise)`, at least -75; level: `max(db, level - release)`, if two frames are as loud"
+    c, T = self.config, db.shape[1]
+    t = torch.arange(1, T + 1, device=db.device, dtype=torch.float64)
+    up = c.rise*c.frame_ms/1000*t                                  # dB since `state`, [T]
+    down = c.release*c.frame_ms/1000*t
+    before = torch.cat([state.last[:, None], db[:, :-1]], 1)
+    twice = torch.minimum(db, before)                              # [B,T]
+    lowest = (db.clamp(min=-75.) - up).cummin(1).values
+    floor = torch.minimum(lowest, state.noise[:, None]) + up
+    highest = (twice + down).cummax(1).values
+    level = torch.maximum(highest, state.level[:, None]) - down
     return floor.float(), level.float()
 
 # %% ../../nbs/11_audio.ipynb #picture
 @patch
-def picture(self:Reflex, state, x, gain):
-    "Log-mel of every hop at the gain's level [B,T,hops,mels], onset strength [B,T], mel power of the last hop"
+def picture(self:Reflex,
+    state:AudioState,   # Before these frames
+    x:torch.Tensor,     # Tail and frames in one row, [B, window-hop + T*frame]
+    gain:torch.Tensor   # [B,T]
+) -> tuple:             # Power spectra [B,T,hops,bins], log-mel [B,T,hops,mels], onset [B,T], mel power of the last hop
+    "Log-mel of every hop at the gain's level, and how much rises from hop to hop"
     power = self.spectra(x)
-    mel, loud = power @ self.mel, (gain/self.config.target).square()
-    before = torch.cat([state.power[:, None], mel[:, :-1, -1]], 1)
-    both = (torch.cat([before[:, :, None], mel], 2)*loud[..., None, None] + 1e-5).log()
-    heard = (state.seen[:, None] + torch.arange(x.shape[1]//self.config.frame, device=x.device)) > 0
-    return power, both[:, :, 1:], both.diff(dim=2).clamp(min=0).mean(-1).amax(-1)*heard, mel[:, -1, -1]
+    mel = power @ self.mel                                                # [B,T,hops,mels]
+    loud = (gain/self.config.target).square()[..., None, None]
+    before = torch.cat([state.power[:, None], mel[:, :-1, -1]], 1)        # The hop before each frame, [B,T,mels]
+    both = (torch.cat([before[:, :, None], mel], 2)*loud + 1e-5).log()    # [B,T,1+hops,mels]
+    frames = torch.arange(x.shape[1]//self.config.frame, device=x.device)
+    heard = (state.seen[:, None] + frames) > 0                            # Not the first frame of all
+    rise = both.diff(dim=2).clamp(min=0).mean(-1).amax(-1)                # [B,T]
+    return power, both[:, :, 1:], rise*heard, mel[:, -1, -1]
 
 # %% ../../nbs/11_audio.ipynb #traits
 @patch
-def traits(self:Reflex, frames, x, power, onset):
-    "Features of the schema [B,T,8], the same as they are remembered, and pitch in Hz; zero when there is nothing at all"
+def traits(self:Reflex,
+    frames:torch.Tensor,  # [B,T,frame]
+    x:torch.Tensor,       # The same with the tail before them, in one row
+    power:torch.Tensor,   # Power spectra, [B,T,hops,bins]
+    onset:torch.Tensor    # [B,T]
+) -> tuple:               # Features [B,T,8], the same as they are remembered, and pitch in Hz [B,T]
+    "Features of the schema; zero when there is nothing at all"
     still = frames - frames.mean(-1, keepdim=True)
-    rms, peak = still.square().mean(-1).sqrt(), still.abs().amax(-1)
+    rms, peak = still.square().mean(-1).sqrt(), still.abs().amax(-1)      # [B,T]
     zcr, sure, pitch = self.periods(x)
-    f = torch.cat([rms[..., None], self.shape(power), torch.stack([zcr, onset, sure], -1)], -1)*(rms > 1e-5)[..., None]
-    like = torch.stack([_db(rms), f[..., 1]/1000, _db(peak), (pitch.clamp(min=50)/100).log2(), f[..., 4].clamp(min=1e-4).log(), *f[..., 5:].unbind(-1)], -1)
-    return f, like, pitch
+    ends = torch.stack([zcr, onset, sure], -1)
+    f = torch.cat([rms[..., None], self.shape(power), ends], -1)          # [B,T,8]
+    f = f*(rms > 1e-5)[..., None]
+    octave = (pitch.clamp(min=50)/100).log2()
+    flatness = f[..., 4].clamp(min=1e-4).log()
+    like = [_db(rms), f[..., 1]/1000, _db(peak), octave, flatness, *f[..., 5:].unbind(-1)]
+    return f, torch.stack(like, -1), pitch
 
 # %% ../../nbs/11_audio.ipynb #usual
-_LEAST = 1., .1, 1., math.inf, .5, .02, .2, .1  # smallest deviation of level, centroid, peak, pitch, flatness, crossings, onset, confidence
+# Smallest deviation of level, centroid, peak, pitch, flatness, crossings, onset, confidence
+_LEAST = 1., .1, 1., math.inf, .5, .02, .2, .1
 
 @patch
 def strange(self:Reflex,
-    past,  # What frames were like, `memory` before these, [B,memory+T,8]
-    seen   # Frames heard before these, [B]
-):         # [B,T]
-    "Largest distance from the median of the last seconds in robust standard deviations, 1.4826 MAD; 0 in the first second"
-    n, T = self.config.memory, past.shape[1] - self.config.memory
+    past:torch.Tensor,  # What frames were like, `memory` before these, [B,memory+T,8]
+    seen:torch.Tensor   # Frames heard before these, [B]
+) -> torch.Tensor:      # [B,T]
+    "Largest distance from the median of the last seconds in robust deviations, 1.4826 MAD; 0 in the first second"
+    n = self.config.memory
+    T = past.shape[1] - n
     age = torch.arange(-n, T, device=past.device)
-    known = past.masked_fill((age < -seen[:, None])[..., None], torch.nan).unfold(1, n, 1)[:, :T]
+    unheard = (age < -seen[:, None])[..., None]
+    known = past.masked_fill(unheard, torch.nan).unfold(1, n, 1)[:, :T]  # [B,T,8,memory]
     mid = known.nanmedian(-1, keepdim=True).values
-    mad = 1.4826*(known - mid).abs().nanmedian(-1).values
-    z = (past[:, n:] - mid[..., 0]).abs()/torch.maximum(mad, past.new_tensor(_LEAST))
-    warm = seen[:, None] + age[n:] >= self.config.second
+    mad = 1.4826*(known - mid).abs().nanmedian(-1).values                # [B,T,8]
+    off = (past[:, n:] - mid[..., 0]).abs()
+    z = off/torch.maximum(mad, past.new_tensor(_LEAST))
+    warm = seen[:, None] + age[n:] >= self.config.second                 # [B,T]
     return torch.where(warm, z.amax(-1), 0.)
 
 # %% ../../nbs/11_audio.ipynb #speech
@@ -343,52 +423,87 @@ _SPEECH = -5.89, 1.87, 6.76, .47, .98, 2.84, 1.43, 5.74, 8.40, 6.66  # bias, the
 
 @patch
 def judge(self:Reflex,
-    cues  # From `cues`, [...,9]
-):        # [...]
+    cues:torch.Tensor  # From `cues`, [...,9]
+) -> torch.Tensor:     # [...]
     "Probability of speech: logistic, fitted below"
-    return torch.sigmoid(cues @ cues.new_tensor(_SPEECH[1:]) + _SPEECH[0])
+    bias, *weights = _SPEECH
+    return torch.sigmoid(cues @ cues.new_tensor(weights) + bias)
 
 # %% ../../nbs/11_audio.ipynb #hear
 @patch
 def _hear(self:Reflex, state, frames):
-    frames, c = frames.nan_to_num(0., 0., 0.).clamp(-1, 1), self.config
-    x = torch.cat([state.tail, frames.flatten(1)], 1)
-    db = _db((frames - frames.mean(-1, keepdim=True)).square().mean(-1).sqrt())
+    c = self.config
+    frames = frames.nan_to_num(0., 0., 0.).clamp(-1, 1)
+    x = torch.cat([state.tail, frames.flatten(1)], 1)            # [B, window-hop + T*frame]
+    still = frames - frames.mean(-1, keepdim=True)
+    db = _db(still.square().mean(-1).sqrt())                     # [B,T]
     floor, level = self.levels(state, db)
     gain = (c.target*10**(-level/20)).clamp(.1, c.max_gain)
     power, log, onset, mel = self.picture(state, x, gain)
     f, like, pitch = self.traits(frames, x, power, onset)
-    past = torch.cat([torch.where((state.seen == 0)[:, None, None], like[:, :1], state.history), like], 1)
-    heard = Heard(features=f, embedding=((log + 4.6)/3.9).flatten(2), sound=torch.sigmoid((db - floor - c.margin)/2), speech=self.judge(self.cues(past, db - floor, state.seen)),
-        anomaly=self.strange(past, state.seen), gain=gain, pitch=pitch, batch_size=db.shape)
-    return AudioState(tail=x[:, c.hop-c.window:], power=mel, level=level[:, -1], noise=floor[:, -1], last=db[:, -1], history=past[:, -c.memory:],
-        seen=state.seen + db.shape[1], batch_size=state.batch_size), heard
+    fresh = (state.seen == 0)[:, None, None]
+    history = torch.where(fresh, like[:, :1], state.history)     # [B,memory,8]
+    past = torch.cat([history, like], 1)
+    over = db - floor
+    heard = Heard(
+        features=f,
+        embedding=((log + 4.6)/3.9).flatten(2),
+        sound=torch.sigmoid((over - c.margin)/2),
+        speech=self.judge(self.cues(past, over, state.seen)),
+        anomaly=self.strange(past, state.seen),
+        gain=gain,
+        pitch=pitch,
+        batch_size=db.shape)
+    after = AudioState(
+        tail=x[:, c.hop-c.window:],
+        power=mel,
+        level=level[:, -1],
+        noise=floor[:, -1],
+        last=db[:, -1],
+        history=past[:, -c.memory:],
+        seen=state.seen + db.shape[1],
+        batch_size=state.batch_size)
+    return after, heard
 
 # %% ../../nbs/11_audio.ipynb #fits
-def fits(frame, state, frames, kind):
+def fits(
+    frame:int,            # Samples of a frame
+    state:AudioState,     # What must fit; any value of type `kind`
+    frames:torch.Tensor,  # [B,T,frame]
+    kind:type             # Of the state
+):
     "Raise unless frames and state fit each other"
-    if not isinstance(frames, torch.Tensor) or not frames.is_floating_point(): raise TypeError(f'frames: expected a float tensor, got {getattr(frames, "dtype", type(frames).__name__)}')
-    if frames.ndim != 3 or frames.shape[-1] != frame or not frames.shape[1]: raise ValueError(f'frames: expected shape [B,T,{frame}] with T above 0, got {list(frames.shape)}')
-    if not isinstance(state, kind): raise TypeError(f'state: expected {kind.__name__} from init(), got {type(state).__name__}')
-    if state.batch_size != frames.shape[:1]: raise ValueError(f'state: expected {len(frames)} streams as in frames, got {list(state.batch_size)}')
+    if not isinstance(frames, torch.Tensor) or not frames.is_floating_point():
+        got = getattr(frames, 'dtype', type(frames).__name__)
+        raise TypeError(f'frames: expected a float tensor, got {got}')
+    if frames.ndim != 3 or frames.shape[-1] != frame or not frames.shape[1]:
+        raise ValueError(f'frames: expected shape [B,T,{frame}] with T above 0, got {list(frames.shape)}')
+    if not isinstance(state, kind):
+        raise TypeError(f'state: expected {kind.__name__} from init(), got {type(state).__name__}')
+    if state.batch_size != frames.shape[:1]:
+        raise ValueError(f'state: expected {len(frames)} streams as in frames, got {list(state.batch_size)}')
 
 # %% ../../nbs/11_audio.ipynb #forward
 @patch
 def forward(self:Reflex,
-    state:AudioState,  # From `init` or the last call
-    frames             # [B,T,frame] float in [-1,1]; NaN and infinity count as 0, more than 1 is clipped
-) -> tuple:            # (state after, `Heard` [B,T])
+    state:AudioState,    # From `init` or the last call
+    frames:torch.Tensor  # [B,T,frame] float in [-1,1]; NaN and infinity count as 0, more than 1 is clipped
+) -> tuple:              # (state after, `Heard` [B,T])
     "Hear some frames; one by one or all at once gives the same"
     fits(self.config.frame, state, frames, AudioState)
+    at_once = max(20, 1200//max(1, len(frames)))  # Bounds memory
     parts = []
-    for part in frames.float().split(max(20, 1200//max(1, len(frames))), 1):
+    for part in frames.float().split(at_once, 1):
         state, heard = self._hear(state, part)
         parts.append(heard)
     return state, torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 # %% ../../nbs/11_audio.ipynb #timed
 @patch
-def timed(self:Reflex, state:AudioState, frames) -> tuple:  # (state after, `Heard`, milliseconds it took)
+def timed(self:Reflex,
+    state:AudioState,    # As for `forward`
+    frames:torch.Tensor  # [B,T,frame]
+) -> tuple:              # (state after, `Heard`, milliseconds it took)
     "`forward` with its latency"
     t = time.perf_counter()
     with torch.no_grad(): state, heard = self(state, frames)
