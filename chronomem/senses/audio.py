@@ -294,25 +294,30 @@ def shape(self:Reflex,
 # %% ../../nbs/11_audio.ipynb #periods
 @patch
 def periods(self:Reflex,
-    x  # Tail and frames in one row, [B, window-hop + T*frame]
-):     # zero crossing rate, pitch confidence, pitch in Hz; each [B,T]
+    x:torch.Tensor  # Tail and frames in one row, [B, window-hop + T*frame]
+) -> tuple:         # zero crossing rate, pitch confidence, pitch in Hz; each [B,T]
     "Zero crossings within the band, and Boersma's (1993) autocorrelation divided by the window's own"
     c, n = self.config, len(self.wide)
-    s = torch.fft.rfft(x.unfold(-1, n, c.frame)*self.wide, self.n_long)
-    y = torch.fft.irfft(s*self.band, self.n_long)[..., (n - c.frame)//2 - 1:(n + c.frame)//2]
+    s = torch.fft.rfft(x.unfold(-1, n, c.frame)*self.wide, self.n_long)          # [B,T,bins]
+    y = torch.fft.irfft(s*self.band, self.n_long)
+    y = y[..., (n - c.frame)//2 - 1:(n + c.frame)//2]                            # [B,T,frame+1]
     y = y > 1e-4*y.abs().amax(-1, keepdim=True)
     zcr = (y[..., 1:] != y[..., :-1]).float().mean(-1)
     p = s.abs().square()
-    r, total = torch.fft.irfft(p*self.voice, self.n_long), (p*self.band).mean(-1, keepdim=True)
-    a, b = c.rate//400, c.rate//60 + 2
+    r = torch.fft.irfft(p*self.voice, self.n_long)
+    total = (p*self.band).mean(-1, keepdim=True)
+    a, b = c.rate//400, c.rate//60 + 2                                           # Lags of 400 and 60 Hz
     r = r[..., a-1:b]/(r[..., :1] + 1e-3*total + 1e-9)/self.own[a-1:b]
     left, mid, right = r[..., :-2], r[..., 1:-1], r[..., 2:]
     lag = torch.arange(a, b - 1, device=x.device)
-    top = (mid - .02*torch.log2(lag/a)).masked_fill((mid < left) | (mid < right), -1.).max(-1)
-    before, peak, after = r.gather(-1, top.indices[..., None] + torch.arange(3, device=x.device)).unbind(-1)
+    no_peak = (mid < left) | (mid < right)
+    top = (mid - .02*torch.log2(lag/a)).masked_fill(no_peak, -1.).max(-1)        # [B,T]
+    around = top.indices[..., None] + torch.arange(3, device=x.device)
+    before, peak, after = r.gather(-1, around).unbind(-1)
     bend = (after - before)/(2*peak - before - after).clamp(min=1e-6)/2
     found = top.values > -1
-    return zcr, peak.clamp(0, 1)*found, found*c.rate/(lag[top.indices] + bend.clamp(-.5, .5))
+    period = lag[top.indices] + bend.clamp(-.5, .5)                              # Samples
+    return zcr, peak.clamp(0, 1)*found, found*c.rate/period
 
 # %% ../../nbs/11_audio.ipynb #levels
 @patch
@@ -396,26 +401,31 @@ def strange(self:Reflex,
 # %% ../../nbs/11_audio.ipynb #speech
 @patch
 def cues(self:Reflex,
-    past,  # What frames were like, `memory` before these, [B,memory+T,8]
-    over,  # Decibels above the floor, [B,T]
-    seen   # Frames heard before these, [B]
-):         # [B,T,9]
+    past:torch.Tensor,  # What frames were like, `memory` before these, [B,memory+T,8]
+    over:torch.Tensor,  # Decibels above the floor, [B,T]
+    seen:torch.Tensor   # Frames heard before these, [B]
+) -> torch.Tensor:      # [B,T,9]
     "Nine signs of speech in the last second, as far as it was heard"
     N, T = self.config.second, over.shape[1]
-    w, count = past[:, -T-N:].unfold(1, N + 1, 1), seen[:, None] + torch.arange(1, T + 1, device=over.device)
-    known = (torch.arange(N, 0, -1, device=over.device) <= count[..., None]).to(over.dtype)
-    share = lambda n=N: F.normalize(known[..., -n:], 1, -1)
-    mean = lambda v: (v*share()[..., None, :]).sum(-1)
+    w = past[:, -T-N:].unfold(1, N + 1, 1)                               # [B,T,8,N+1]
+    count = seen[:, None] + torch.arange(1, T + 1, device=over.device)   # [B,T]
+    known = torch.arange(N, 0, -1, device=over.device) <= count[..., None]
+    known = known.to(over.dtype)                                         # [B,T,N]
+    def share(n=N): return F.normalize(known[..., -n:], 1, -1)
+    def mean(v): return (v*share()[..., None, :]).sum(-1)
     db, mid, flat, sure = (w[..., i, 1:] for i in (0, 1, 4, 7))
-    step = w[..., 3, :].diff().abs()
-    kinds = torch.stack([step < .003, (step > .004) & (step < .15), step > .15], -2)*sure[..., None, :]
-    rows = torch.cat([torch.stack([db, mid, sure], -2), kinds], -2)
+    step = w[..., 3, :].diff().abs()                                     # Of the pitch, in octaves
+    kinds = torch.stack([step < .003, (step > .004) & (step < .15), step > .15], -2)
+    kinds = kinds*sure[..., None, :]
+    rows = torch.cat([torch.stack([db, mid, sure], -2), kinds], -2)      # [B,T,6,N]
     usual = mean(rows)
     off = rows[..., :3, :] - usual[..., :3, None]
     spread = mean(off.square()).sqrt()
     beat = torch.fft.rfft(off[..., 0, :]*known*self.bell).abs().square()
     deep = beat[..., 3:7].sum(-1)/(beat[..., 1:].sum(-1) + 1e-3)
-    late = torch.stack([(sure[..., -3:]*share(3)).sum(-1), spread[..., 2], over.clamp(0, 40)/10, (flat[..., -(N//2):]*share(N//2)).sum(-1), deep, spread[..., 1]], -1)
+    voiced = (sure[..., -3:]*share(3)).sum(-1)
+    noisy = (flat[..., -(N//2):]*share(N//2)).sum(-1)
+    late = torch.stack([voiced, spread[..., 2], over.clamp(0, 40)/10, noisy, deep, spread[..., 1]], -1)
     return torch.cat([late, usual[..., 3:]], -1)
 
 # %% ../../nbs/11_audio.ipynb #judge
