@@ -8,14 +8,17 @@ __all__ = ['Retention', 'Session']
 # %% ../../nbs/82_session.ipynb #imports
 import bisect, contextlib, importlib.metadata, os, threading, time, warnings, weakref
 from dataclasses import dataclass
+from pathlib import Path
 import torch
 from fastcore.basics import AttrDict, patch
 from ..backbone.model import ChronoModel
 from ..backbone.joined import can_join
 from ..backbone.recalled import Recalled
-from ..core import Config, DirLock, StateError, WallClock, load_state, save_state
+from ..core import Clock, Config, DirLock, StateError, WallClock, load_state, save_state
 from ..ladder.ladder import LadderState
-from ..then.home import Manifest, home_dir, latest, memory_dir, outdated, part, read_manifest, sweep, take, users, wipe_user, write_manifest
+from ..then.home import Manifest, home_dir, latest, memory_dir, outdated, part, read_manifest, sweep, take
+from ..then.home import write_manifest
+from ..then.home import users, wipe_user  # noqa: F401  callers find them beside `Session`
 from ..then.log import TraceLog
 from ..then.texts import RamLog, Texts, text_fields
 
@@ -26,104 +29,151 @@ class Retention(Config):
     bytes: int = 4 << 20              # on disk; about 1,300 inferences of the embedded model
     inferences: int|None = None       # at most so many; None: any number
     days: float|None = None           # none that is older; None: any age
-    texts: int = 256 << 20            # bytes of text traces, which are kept longer: some 200,000 passages of the embedded model
+    texts: int = 256 << 20            # bytes of text traces; some 200,000 passages of the embedded model
     def validate(self):
         self.need('texts', self.texts >= 0, 'zero or more')
         self.need('bytes', self.bytes >= 0, 'zero or more')
         self.need('inferences', self.inferences is None or self.inferences >= 0, 'None, or zero or more')
         self.need('days', self.days is None or self.days >= 0, 'None, or zero or more')
-    def segment(self, texts=False):
-        "Bytes of the largest segment: an eighth of all, so that little more is kept than asked"
-        return min(max((self.texts if texts else self.bytes)//8, 64 << 10), 64 << 20)
+
+# %% ../../nbs/82_session.ipynb #segment
+@patch
+def segment(self:Retention,
+    texts:bool=False,  # of the text traces, which have a limit of their own
+) -> int:              # bytes, between 64 KiB and 64 MiB
+    "Bytes of the largest segment: an eighth of all, so that little more is kept than asked"
+    limit = self.texts if texts else self.bytes
+    return min(max(limit//8, 64 << 10), 64 << 20)
 
 # %% ../../nbs/82_session.ipynb #session-class
-_OPEN, _TURN = weakref.WeakValueDictionary(), threading.Condition()  # directory → the session of this process that has it open
+_OPEN = weakref.WeakValueDictionary()  # directory → the session of this process that has it open
+_TURN = threading.Condition()          # notified when one of them closes
 _MEND = 'model.repair(user) or `chronomem repair` say what can be kept'
 
 def _no_files(): return AttrDict(lock=None, log=None, texts=None, generation=0)
 
+# %% ../../nbs/82_session.ipynb #session-recall
 def _recall(model, keep, recall):
     "What answers are made from"
     if keep not in ('texts', 'latents'): raise ValueError(f"keep: got {keep!r}, expected 'texts' or 'latents'")
-    if recall not in (None, 'ladder', 'traces', 'both', 'none'): raise ValueError(f"recall: got {recall!r}, expected 'ladder', 'traces', 'both', 'none' or None")
-    if keep == 'latents' and recall in ('traces', 'both'): raise ValueError(f"recall: got {recall!r}, expected 'ladder' or 'none', as keep='latents' keeps no traces of text")
-    if recall or keep == 'texts': return recall or model.recall
-    return dict(both='ladder', traces='none').get(model.recall, model.recall)
+    if recall not in (None, 'ladder', 'traces', 'both', 'none'):
+        raise ValueError(f"recall: got {recall!r}, expected 'ladder', 'traces', 'both', 'none' or None")
+    if keep == 'latents' and recall in ('traces', 'both'):
+        raise ValueError(f"recall: got {recall!r}, expected 'ladder' or 'none', "
+                         "as keep='latents' keeps no traces of text")
+    if recall: return recall
+    if keep == 'texts': return model.recall
+    without_traces = dict(both='ladder', traces='none')
+    return without_traces.get(model.recall, model.recall)
 
+# %% ../../nbs/82_session.ipynb #session-way
 def _way(model, recall, way):
     "How traces come to the model"
     if way not in ('text', 'joined'): raise ValueError(f"way: got {way!r}, expected 'text' or 'joined'")
     if way == 'text' or recall not in ('traces', 'both'): return way
-    if recall == 'both': raise ValueError("way: got 'joined' with recall='both', expected 'text', or recall='traces', as the ladder's soft tokens can't be joined yet")
+    if recall == 'both':
+        raise ValueError("way: got 'joined' with recall='both', expected 'text', or recall='traces', "
+                         "as the ladder's soft tokens can't be joined yet")
     ok, why = can_join(model.lm.bare)
-    if not ok: raise ValueError(f"way: got 'joined', expected 'text', as memory can't be joined to the attention of this model: {why}")
-    return way
+    if ok: return way
+    raise ValueError("way: got 'joined', expected 'text', "
+                     f"as memory can't be joined to the attention of this model: {why}")
 
 # %% ../../nbs/82_session.ipynb #session-class-rest
 class Session:
     "One person's memory: a state, and the directory that keeps it"
     def __init__(self,
-        model:ChronoModel,        # whose weights
-        user:str,                 # whose memory; any text, not empty
-        home=None,                # directory of all users; None: `CHRONOMEM_HOME`, or `~/.chronomem`
-        incognito:bool=False,     # nothing ever touches the disk
-        clock=None,               # tells when things happened; None: wall clock
-        save_every:int=64,        # inferences between two saved states
-        retention:Retention=None, # how many traces are kept; None: `Retention()`
-        wait:float=30.,           # seconds to wait for another thread that has this memory open
-        keep:str='texts',         # 'texts': what was told, readable, so that it can be recalled; 'latents': hidden states only, no word of it
-        recall:str=None,          # what answers are made from: 'ladder', 'traces', 'both', 'none'; None: as the model says, without traces if none are kept
-        budget:int=256,           # token ids of recalled traces per question
-        top:int=None,             # at most so many of them; None: as many as the model reads well, 3, or 1 for small ones without training
-        least:float=.5,           # how far the best must stand out: times the logarithm of the number of traces; 0: always show some
-        judge:int=None,           # so many of the best the model looks at more closely; None: 10, or none for small models
-        admit:bool=True,          # say of what the person never told that it wasn't, instead of guessing; models too small to tell guess
-        way:str='text'            # how traces come to the model: 'text', or 'joined' to its attention without being read again; the same with one trace, an approximation with several
+        model:ChronoModel,             # whose weights
+        user:str,                      # whose memory; any text, not empty
+        home:str|Path|None=None,       # directory of all users; None: `CHRONOMEM_HOME`, or `~/.chronomem`
+        incognito:bool=False,          # nothing ever touches the disk
+        clock:Clock|None=None,         # tells when things happened; None: wall clock
+        save_every:int=64,             # inferences between two saved states
+        retention:Retention|None=None, # how many traces are kept; None: `Retention()`
+        wait:float=30.,                # seconds to wait for another thread that has this memory open
+        keep:str='texts',              # 'texts': what was told, readable; 'latents': hidden states only, no word of it
+        recall:str|None=None,          # answer from 'ladder', 'traces', 'both' or 'none'; None: as the model says
+        budget:int=256,                # token ids of recalled traces per question
+        top:int|None=None,             # at most so many of them; None: 3, or 1 for small models without training
+        least:float=.5,                # times log(number of traces) by which the best must stand out; 0: always show
+        judge:int|None=None,           # so many of the best are judged by the model; None: 10, or none for small ones
+        admit:bool=True,               # say of what was never told that it wasn't; models too small to tell guess
+        way:str='text',                # traces are read as 'text', or 'joined' to the attention; alike for one trace
     ):
-        if model.lm.memory.wants_hint: raise ValueError("model: its ladder wants a hint of surprise (score='hint' or width), which traces don't keep; expected another score for sessions")
-        self.keep, self.recall, self.budget, self.top, self.least = keep, _recall(model, keep, recall), budget, top, least
+        if model.lm.memory.wants_hint:
+            raise ValueError("model: its ladder wants a hint of surprise (score='hint' or width), "
+                             "which traces don't keep; expected another score for sessions")
+        self.model, self.user, self.incognito = model, user, incognito
+        self.keep, self.recall = keep, _recall(model, keep, recall)
+        self.budget, self.top, self.least = budget, top, least
         self.judge, self.admit = judge, admit
-        self.way, self.stored = _way(model, self.recall, way), Recalled(model)
-        self.model, self.user, self.home, self.incognito, self.clock = model, user, home_dir(home), incognito, clock or WallClock()
-        self.save_every, self.retention, self.wait, self.dir = save_every, retention or Retention(), wait, memory_dir(self.home, user, model.name, create=False)
-        self.closed, self.problems, self._pid, self._thread = False, [], os.getpid(), threading.current_thread()
-        self._busy, self._epoch, self._files = threading.RLock(), 0, _no_files()
-        self._blank()
-        if incognito: return
-        try: self._open()
-        except BaseException:
-            self.closed = True
-            raise
+        self.way = _way(model, self.recall, way)
+        self.stored = Recalled(model)
+        self.home = home_dir(home)
+        self.dir = memory_dir(self.home, user, model.name, create=False)
+        self.clock = clock or WallClock()
+        self.retention = retention or Retention()
+        self.save_every, self.wait = save_every, wait
+        self._start()
     @property
     def t(self): return int(self.state.t[0])
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
-    def __repr__(self): return f'Session({self.user!r}, t={self.t}{", incognito"*self.incognito}{", closed"*self.closed})'
+
+# %% ../../nbs/82_session.ipynb #start
+@patch
+def _start(self:Session):
+    "Nothing lived yet; then, unless incognito, what the disk holds"
+    self._pid = os.getpid()
+    self._thread = threading.current_thread()
+    self._busy = threading.RLock()
+    self._epoch = 0                # counts wipes
+    self._files = _no_files()
+    self.closed, self.problems = False, []
+    self._blank()
+    if self.incognito: return
+    try: self._open()
+    except BaseException:
+        self.closed = True
+        raise
 
 # %% ../../nbs/82_session.ipynb #owner
+@patch
+def __repr__(self:Session):
+    marks = ', incognito'*self.incognito + ', closed'*self.closed
+    return f'Session({self.user!r}, t={self.t}{marks})'
+
 @patch(as_prop=True)
 def owner(self:Session): return '/'.join(self.dir.parts[-2:])
 
 # %% ../../nbs/82_session.ipynb #ready
 @patch
-def _text_index(self:Session, log): return Texts(log, self.model.lm.width, self.model.device, self.model.dense_weight())
+def _text_index(self:Session, log):
+    model = self.model
+    return Texts(log, model.lm.width, model.device, model.dense_weight())
 
 @patch
 def _blank(self:Session):
-    self.state, self.writes, self._new = self.model.lm.init(1), dict.fromkeys(self.model.lm.memory.shapes, 0), 0
+    self.state = self.model.lm.init(1)
+    self.writes = dict.fromkeys(self.model.lm.memory.shapes, 0)  # rung → slots written
+    self._new = 0                                                # inferences since the state was saved
     self.stored.drop()
     if self.incognito and self.keep == 'texts': self._files.texts = self._text_index(RamLog())
 
+# %% ../../nbs/82_session.ipynb #alone
 @patch
 @contextlib.contextmanager
 def _alone(self:Session, epoch=None):
     "This thread alone, in a session that is open, ours, and wasn't wiped since `epoch`"
-    if self._pid != os.getpid(): raise StateError(f'session of {self.user!r} belongs to the parent process; open one here')
+    if self._pid != os.getpid():
+        raise StateError(f'session of {self.user!r} belongs to the parent process; open one here')
     with self._busy:
         if self.closed: raise StateError(f'session of {self.user!r} is closed; open it again')
-        if epoch not in (None, self._epoch): raise StateError(f'session of {self.user!r} was wiped meanwhile; what was under way is not remembered')
+        if epoch not in (None, self._epoch): raise StateError(
+            f'session of {self.user!r} was wiped meanwhile; what was under way is not remembered')
         yield self
 
+# %% ../../nbs/82_session.ipynb #problem
 @patch
 def _problem(self:Session, what):
     "Tell the user once of something that can be lived with"
@@ -134,9 +184,9 @@ def _problem(self:Session, what):
 # %% ../../nbs/82_session.ipynb #session-of
 @patch
 def session(self:ChronoModel,
-    user:str,     # whose memory
-    home=None,    # directory of all users
-    **kw          # for `Session`: incognito, clock, save_every, retention, wait, keep, recall, budget, top, least, judge, admit, way
+    user:str,                # whose memory
+    home:str|Path|None=None, # directory of all users; None: `CHRONOMEM_HOME`, or `~/.chronomem`
+    **kw                     # for `Session`, from `incognito` on
 ) -> Session:
     "Open what a person left behind, or begin"
     return Session(self, user, home, **kw)
@@ -144,10 +194,12 @@ def session(self:ChronoModel,
 # %% ../../nbs/82_session.ipynb #lock
 def _let_go(files, pid):
     "What closing a session must do even if nobody asked for it"
-    with contextlib.ExitStack() as last:
+    with contextlib.ExitStack() as last:               # each of them, whichever fails; the lock last
         if files.lock is not None and pid == os.getpid(): last.callback(files.lock.release)
-        for log in (files.log, files.texts): last.callback(log.close) if log is not None else None
+        for log in (files.log, files.texts):
+            if log is not None: last.callback(log.close)
 
+# %% ../../nbs/82_session.ipynb #claim
 @patch
 def _claim(self:Session):
     "Become the session of this process that has the directory"
@@ -162,7 +214,9 @@ def _claim(self:Session):
         if ours and old._busy.acquire(timeout=.02):        # not for ever: its user may be waiting for us
             try: old.close()
             finally: old._busy.release()
-        elif time.monotonic() > until: raise StateError(f'{self.user!r} is in use by another thread, which did not close its session within {self.wait:g} s')
+        elif time.monotonic() > until:
+            raise StateError(f'{self.user!r} is in use by another thread, '
+                             f'which did not close its session within {self.wait:g} s')
         del old
         with _TURN: _TURN.wait(.02)
 
@@ -176,6 +230,7 @@ def _lock_up(self, files):
         except FileNotFoundError:
             if k == 19: raise
 
+# %% ../../nbs/82_session.ipynb #open-rest
 @patch
 def _open(self:Session):
     "Take the directory, and read what it holds"
@@ -191,6 +246,7 @@ def _open(self:Session):
         self._end()
         raise
 
+# %% ../../nbs/82_session.ipynb #files
 @patch(as_prop=True)
 def _log(self:Session): return self._files.log
 
@@ -201,7 +257,11 @@ def _texts(self:Session): return self._files.texts
 def _part(self:Session, name): return part(self.dir, name, self._files.generation)
 
 # %% ../../nbs/82_session.ipynb #manifest
-def _versions(): return {d.metadata['Name']: d.version for n in ('chronomem', 'torch', 'transformers') for d in importlib.metadata.Distribution.discover(name=n)}
+def _versions():
+    out = {}
+    for name in ('chronomem', 'torch', 'transformers'):
+        for d in importlib.metadata.Distribution.discover(name=name): out[d.metadata['Name']] = d.version
+    return out
 
 @patch
 def _manifest(self:Session, dir):
@@ -209,12 +269,18 @@ def _manifest(self:Session, dir):
     if not (dir/'manifest.json').exists(): return None
     got, m = read_manifest(dir), self.model
     if got.fingerprint == m.fingerprint: return got
-    raise StateError(f'{self.user!r}: this memory was made by {got.model!r} ({got.fingerprint}), expected {m.name!r} ({m.fingerprint}); open it with its own model, or wipe_user it')
+    raise StateError(f'{self.user!r}: this memory was made by {got.model!r} ({got.fingerprint}), '
+                     f'expected {m.name!r} ({m.fingerprint}); open it with its own model, or wipe_user it')
 
+# %% ../../nbs/82_session.ipynb #first-manifest
 @patch
 def _first_manifest(self:Session, dir, created=None):
-    m, created = self.model, float(self.clock.now()) if created is None else created
-    write_manifest(dir, Manifest(self.user, m.name, m.fingerprint, created, m.lm.config.to_dict(), _versions(), self._files.generation))
+    m = self.model
+    if created is None: created = float(self.clock.now())
+    config = m.lm.config.to_dict()
+    generation = self._files.generation
+    new = Manifest(self.user, m.name, m.fingerprint, created, config, _versions(), generation)
+    write_manifest(dir, new)
 
 # %% ../../nbs/82_session.ipynb #load
 @patch
@@ -229,6 +295,7 @@ def load(self:Session):
             self.state, self.writes, self._new = was
             raise
 
+# %% ../../nbs/82_session.ipynb #load-parts
 @patch
 def _load(self:Session):
     known = self._manifest(self.dir)
@@ -243,40 +310,54 @@ def _load(self:Session):
     self._open_texts()
     if not known: self._first_manifest(self.dir)
 
+# %% ../../nbs/82_session.ipynb #read-state
 @patch
 def _read_state(self:Session):
     "The saved state, if there is one and it is ours"
     path = self._part('state.safetensors')
     if not path.exists(): return False
-    state, meta = load_state(path, LadderState, 'chronomem.session', self.model.fingerprint, True, self.state.t.device)
-    if meta.get('owner') != self.owner: raise StateError(f'{path} is the state of another person or model: {_MEND}')
-    blank = self.model.lm.init(1)
-    if state.thoughts is None: state.thoughts = blank.thoughts   # of an older version
-    if state.thoughts.shape != blank.thoughts.shape or any(state.thoughts[k].shape != v.shape for k, v in blank.thoughts.items()): raise StateError(f'{path}: its thoughts have another shape than this model keeps: {_MEND}')
-    self.state = state
-    self.writes |= meta['writes']
+    device = self.state.t.device
+    state, meta = load_state(path, LadderState, 'chronomem.session', self.model.fingerprint, True, device)
+    if meta.get('owner') != self.owner: raise StateError(
+        f'{path} is the state of another person or model: {_MEND}')
+    blank = self.model.lm.init(1).thoughts
+    if state.thoughts is None: state.thoughts = blank   # of an older version
+    got = state.thoughts
+    alike = got.shape == blank.shape and all(got[k].shape == v.shape for k, v in blank.items())
+    if not alike: raise StateError(f'{path}: its thoughts have another shape than this model keeps: {_MEND}')
+    self.state, self.writes = state, self.writes | meta['writes']
     return True
 
 # %% ../../nbs/82_session.ipynb #traces
 @patch
 def _traces(self:Session, known=None, state=False):
     "Open the traces, or begin them"
-    who = dict(owner=self.owner, fingerprint=self.model.fingerprint, largest=self.retention.segment())
-    if any(self._part('traces').glob('*.seg')): return TraceLog.open(self._part('traces'), **who)
-    if known and not state: raise StateError(f'{self.dir}: state and traces are gone: restore them from a copy, or wipe_user {self.user!r}')
+    dir = self._part('traces')
+    if any(dir.glob('*.seg')):
+        return TraceLog.open(dir, self.owner, self.model.fingerprint, largest=self.retention.segment())
+    if known and not state:
+        raise StateError(f'{self.dir}: state and traces are gone: '
+                         f'restore them from a copy, or wipe_user {self.user!r}')
     if known: self._problem(f'its traces are gone; the state holds {self.t} inferences, and traces begin anew')
-    return self._begin(self._part('traces'), self.t)
+    return self._begin(dir, self.t)
 
+# %% ../../nbs/82_session.ipynb #traces-begin
 @patch
 def _begin(self:Session, dir, first):
     "An empty log whose first trace is of inference `first`"
     lm = self.model.lm
-    fields = dict(key=(lm.config.n_mem*lm.d, 'float32'), at=(1, 'float64'), left=(1, 'int32'))  # what was seen, when, pieces of this text that follow
+    fields = dict(
+        key=(lm.config.n_mem*lm.d, 'float32'),  # what was seen
+        at=(1, 'float64'),                      # when
+        left=(1, 'int32'),                      # pieces of this text that follow
+    )
     return self._create(dir, fields, self.retention.segment(), first)
 
 @patch
 def _create(self:Session, dir, fields, largest, first=0):
-    return TraceLog.create(dir, fields, self.owner, self.model.fingerprint, created=float(self.clock.now()), first=first, largest=largest)
+    created = float(self.clock.now())
+    return TraceLog.create(
+        dir, fields, self.owner, self.model.fingerprint, created=created, first=first, largest=largest)
 
 # %% ../../nbs/82_session.ipynb #texts
 @patch
@@ -288,13 +369,16 @@ def _open_texts(self:Session):
         if there: self._problem('texts that were kept before are still on disk; `forget_texts()` removes them')
         return
     if self._texts is None: self._files.texts = self._texts_there(dir) if there else self._begin_texts(dir)
-    if self._texts is None: return self._problem('its texts can not be read, and none are kept from now on; `forget_texts()` removes them')
+    if self._texts is None:
+        return self._problem('its texts can not be read, and none are kept from now on; `forget_texts()` removes them')
     self._texts.mend()
     self._texts.cut(self.t)
 
+# %% ../../nbs/82_session.ipynb #texts-begin
 @patch
 def _begin_texts(self:Session, dir):
-    return self._text_index(self._create(dir, text_fields(self.model.lm.width), self.retention.segment(True)))
+    log = self._create(dir, text_fields(self.model.lm.width), self.retention.segment(True))
+    return self._text_index(log)
 
 @patch
 def _texts_there(self:Session, dir):
@@ -312,15 +396,22 @@ def _texts_there(self:Session, dir):
 def _look(self:Session):
     "Take back a text that was not written whole; tell what the log found, and what it lacks"
     log, r = self._log, self._log.report
-    if r.get('cut_bytes'): self._problem(f'{r.cut_bytes} bytes behind its last whole trace were set aside in {r.kept_in}: an inference whose writing was interrupted, or a damaged one, which is lost then')
+    if r.get('cut_bytes'):
+        self._problem(f'{r.cut_bytes} bytes behind its last whole trace were set aside in {r.kept_in}: '
+                      'an inference whose writing was interrupted, or a damaged one, which is lost then')
     if r.get('damaged'): self._problem(f'traces {r.damaged} are damaged')
-    if (n := _whole_end(log)) < len(log): log.cut(n)
-    after = log.read([len(log)-1], bad='mask').time[0]+1 if len(log) > log.first else log.first
-    if self.t > after: self._problem(f'traces of inferences {int(after)} to {self.t-1} are gone; the state holds what they wrote')
+    end = _whole_end(log)
+    if end < len(log): log.cut(end)
+    after = log.first                   # the inference that follows the last trace
+    if len(log) > log.first: after = log.read([len(log)-1], bad='mask').time[0]+1
+    if self.t > after:
+        self._problem(f'traces of inferences {int(after)} to {self.t-1} are gone; the state holds what they wrote')
 
+# %% ../../nbs/82_session.ipynb #whole-end
 def _whole_end(log):
     "Where the last text ends all of whose pieces are there"
-    left = lambda i: int(log.read([i], bad='mask').left[0])
+    def left(i):                        # pieces that should follow trace i
+        return int(log.read([i], bad='mask').left[0])
     n = len(log)
     if n == log.first or not left(n-1): return n
     while n-1 > log.first and left(n-2) == left(n-1)+1: n -= 1
@@ -330,27 +421,33 @@ def _whole_end(log):
 @patch
 def _agree(self:Session):
     "Take back traces that the state doesn't hold: of a text that failed or was interrupted"
-    log = self._log
-    if log is not None and not log._stopped and log.last_time >= self.t: log.cut(log.find(self.t))
-    if self._texts is not None and not self._texts.log._stopped: self._texts.cut(self.t)
+    log, texts = self._log, self._texts
+    if log is not None and not log._stopped:
+        if log.last_time >= self.t: log.cut(log.find(self.t))
+    if texts is not None and not texts.log._stopped: texts.cut(self.t)
 
 # %% ../../nbs/82_session.ipynb #replay
 @patch
 @torch.no_grad()
 def _replay(self:Session):
     "Write again what was ingested after the state was saved"
-    log = self._log
+    log, memory = self._log, self.model.lm.memory
     for i in range(log.find(self.t), len(log)):
         try: r = log[i:i+1]
         except StateError as e: raise StateError(f'{self.dir}: {e}; {_MEND}') from None
-        if r.time[0] != self.t: raise StateError(f'{self.dir}: the traces jump from inference {self.t} to {r.time[0]:g}: restore state.safetensors from a copy, or {_MEND}')
-        state, wrote = self.model.lm.memory.write(self.state, r.key.to(self.state.t.device))
+        if r.time[0] != self.t: raise StateError(
+            f'{self.dir}: the traces jump from inference {self.t} to {r.time[0]:g}: '
+            f'restore state.safetensors from a copy, or {_MEND}')
+        key = r.key.to(self.state.t.device)
+        state, wrote = memory.write(self.state, key)
         self._keep(state, 1, wrote.open[0].tolist())
 
 # %% ../../nbs/82_session.ipynb #save
 @patch
 def _keep(self:Session, state, n, opened):
-    writes = {name: had+k for (name, had), k in zip(self.writes.items(), opened)}
+    "Take over a state that lived `n` inferences more, and wrote `opened` slots of each rung"
+    writes = dict(self.writes)
+    for name, k in zip(writes, opened): writes[name] += k
     self.state, self.writes, self._new = state, writes, self._new+n      # an interrupt finds all of it or nothing
 
 def _lean(state):
@@ -360,11 +457,20 @@ def _lean(state):
     lean.thoughts = None
     return lean
 
+# %% ../../nbs/82_session.ipynb #save-file
 @patch
 def _save(self:Session, dir):  # a file
-    meta = dict(kind='chronomem.session', format=2, fingerprint=self.model.fingerprint, owner=self.owner, t=self.t, writes=self.writes)
+    meta = dict(
+        kind='chronomem.session',
+        format=2,
+        fingerprint=self.model.fingerprint,
+        owner=self.owner,
+        t=self.t,
+        writes=self.writes,
+    )
     save_state(dir, _lean(self.state), meta, finite=True)
 
+# %% ../../nbs/82_session.ipynb #save-now
 @patch
 def save(self:Session):
     "Write the state to disk, in one step; then let go of the traces that needn't be kept"
@@ -378,14 +484,18 @@ def save(self:Session):
         try: self._retain()
         except OSError as e: self._problem(f'older traces could not be let go of ({e})')
 
+# %% ../../nbs/82_session.ipynb #save-rest
 @patch
 def _same_weights(self:Session):
-    if self._log.meta['fingerprint'] != self.model.fingerprint: raise StateError(f'{self.user!r}: the weights of the memory changed while its session was open; not saved')
+    if self._log.meta['fingerprint'] == self.model.fingerprint: return
+    raise StateError(f'{self.user!r}: the weights of the memory changed while its session was open; not saved')
 
 @patch
 def _autosave(self:Session, *more):
     try: self.save()
-    except (OSError, *more) as e: self._problem(f'its state could not be saved ({e}); the traces hold what happened since, and it is tried again')
+    except (OSError, *more) as e:
+        self._problem(f'its state could not be saved ({e}); '
+                      'the traces hold what happened since, and it is tried again')
 
 # %% ../../nbs/82_session.ipynb #retain
 def _at(log, i): return float(log.read([i], bad='mask').at[0])
@@ -393,11 +503,16 @@ def _at(log, i): return float(log.read([i], bad='mask').at[0])
 @patch
 def _close_segment(self:Session, log):
     "Begin a new segment when the last one spans a quarter of what is kept"
-    r, first, n = self.retention, log.segs[-1].first, len(log)
+    r, n = self.retention, len(log)
+    first = log.segs[-1].first
     if first == n: return
-    many = r.inferences is not None and n-first >= max(1, r.inferences//4)
-    if many or r.days is not None and self.clock.now()-_at(log, first) >= r.days*86400/4: log.roll()
+    full = r.inferences is not None and n-first >= max(1, r.inferences//4)
+    if not full and r.days is not None:
+        age = self.clock.now()-_at(log, first)   # seconds
+        full = age >= r.days*86400/4
+    if full: log.roll()
 
+# %% ../../nbs/82_session.ipynb #outlived
 @patch
 def _outlived(self:Session, log, bytes):
     "Number of the first trace that `retention` still wants"
@@ -405,20 +520,25 @@ def _outlived(self:Session, log, bytes):
     if r.inferences is not None: before = log.find(self.t-r.inferences)
     if r.days is not None:
         then = self.clock.now() - r.days*86400
-        before = max(before, log.first + bisect.bisect_left(range(log.first, len(log)), then, key=lambda i: _at(log, i)))
+        traces = range(log.first, len(log))
+        younger = bisect.bisect_left(traces, then, key=lambda i: _at(log, i))
+        before = max(before, log.first+younger)
     self._close_segment(log)
     size = sum(s.size() for s in log.segs)
     for s in log.segs[:-1]:
         if size <= bytes: break
-        size, before = size-s.size(), max(before, s.end)
+        size -= s.size()
+        before = max(before, s.end)
     return min(before, log.find(self.t))
 
+# %% ../../nbs/82_session.ipynb #retain-both
 @patch
 def _retain(self:Session):
     "Let go of traces that `retention` doesn't want and the saved state doesn't need"
-    texts, r = self._texts, self.retention
-    if not self._log._stopped: self._log.drop(self._outlived(self._log, r.bytes))
-    if texts is not None and not texts.log._stopped and texts.log.drop(self._outlived(texts.log, r.texts)):
+    log, texts, r = self._log, self._texts, self.retention
+    if not log._stopped: log.drop(self._outlived(log, r.bytes))
+    if texts is None or texts.log._stopped: return
+    if texts.log.drop(self._outlived(texts.log, r.texts)):
         texts.stale()
         self.stored.drop()
 
@@ -434,30 +554,60 @@ def close(self:Session):
             if self._new and self._files.lock is not None: self._autosave()
         finally: self._forget_files()
 
+# %% ../../nbs/82_session.ipynb #close-files
 @patch
 def _forget_files(self:Session):
-    was, self.closed = self.closed, True
+    was_closed = self.closed
+    self.closed = True
     self.stored.drop()
-    if not was and self._files.lock is not None: self._end()
+    if not was_closed and self._files.lock is not None: self._end()
     self._files = _no_files()
     with _TURN: _TURN.notify_all()
 
 # %% ../../nbs/82_session.ipynb #stats
 def _fill(state):
     "Of each rung, how many slots hold something"
-    born = {name: rung['born'] for name, rung in state.rungs.items()}
-    return {name: f'{int((b >= 0).sum())}/{b.numel()}' for name, b in born.items()}
+    out = {}
+    for name, rung in state.rungs.items():
+        born = rung['born']                            # [1,slots]; -1: empty
+        full = int((born >= 0).sum())
+        out[name] = f'{full}/{born.numel()}'
+    return out
 
+# %% ../../nbs/82_session.ipynb #on-disk
 def _on_disk(s):
     "Traces kept, number of the oldest, bytes of one, bytes of all files"
     log = s._log
     if log is None: return dict(traces=0, first_trace=0, trace_bytes=0, disk_bytes=0)
     files = [p for p in s.dir.rglob('*') if p.is_file()]
-    return dict(traces=len(log)-log.first, first_trace=log.first, trace_bytes=log.dtype.itemsize, disk_bytes=sum(p.stat().st_size for p in files))
+    size = sum(p.stat().st_size for p in files)
+    return dict(
+        traces=len(log)-log.first,
+        first_trace=log.first,
+        trace_bytes=log.dtype.itemsize,
+        disk_bytes=size,
+    )
 
+# %% ../../nbs/82_session.ipynb #stats-all
 @patch
 def stats(self:Session) -> dict:
     "Age, size and fill of a memory, and what is wrong with it"
     with self._alone():
-        life = dict(user=self.user, t=self.t, state_bytes=_lean(self.state).bytes(), filled=_fill(self.state), thoughts=int((self.state.thoughts['n'] > 0).sum()), writes=dict(self.writes), unsaved=self._new)
-        return life | _on_disk(self) | dict(texts=len(self._texts) if self._texts is not None else 0, readable=self.keep == 'texts', recall=self.recall, retention=self.retention.to_dict(), incognito=self.incognito, problems=list(self.problems))
+        state, texts = self.state, self._texts
+        thoughts = int((state.thoughts['n'] > 0).sum())
+        return dict(
+            user=self.user,
+            t=self.t,
+            state_bytes=_lean(state).bytes(),
+            filled=_fill(state),
+            thoughts=thoughts,
+            writes=dict(self.writes),
+            unsaved=self._new,
+            **_on_disk(self),
+            texts=len(texts) if texts is not None else 0,
+            readable=self.keep == 'texts',
+            recall=self.recall,
+            retention=self.retention.to_dict(),
+            incognito=self.incognito,
+            problems=list(self.problems),
+        )
