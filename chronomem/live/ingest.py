@@ -7,7 +7,9 @@ __all__ = ['Wrote', 'NotKept']
 
 # %% ../../nbs/82a_ingest.ipynb #imports
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from ..backbone.model import ChronoModel
@@ -26,51 +28,73 @@ class Wrote:
     wrote: dict   # rung → slots written
     p: dict       # rung → how sure its gate was, at the last piece
 
+# %% ../../nbs/82a_ingest.ipynb #row
 @patch
 def _row(self:ChronoModel, x, role=None):
     "Checked ids of a text or a token"
     if not isinstance(x, M4Token):
-        if role not in (None, 'user', 'assistant', 'system'): raise ValueError(f"role: got {role!r}, expected None, 'user', 'assistant' or 'system'")
-        return self.encode(x if role is None or not (isinstance(x, str) and x.strip()) else self.message(x, role))
-    if x.modality != 'text': raise ValueError(f"modality: got {x.modality!r}, a language model accepts 'text'; the subconscious takes the others")
+        if role not in (None, 'user', 'assistant', 'system'):
+            raise ValueError(f"role: got {role!r}, expected None, 'user', 'assistant' or 'system'")
+        empty = not (isinstance(x, str) and x.strip())   # `encode` says what is wrong with it
+        return self.encode(x if role is None or empty else self.message(x, role))
+    if x.modality != 'text':
+        raise ValueError(f"modality: got {x.modality!r}, a language model accepts 'text'; "
+                         'the subconscious takes the others')
     if not x.raw_tokens or role: raise ValueError('token: expected raw_tokens of this model and no role')
     self.lm.check(*self.pad([x.raw_tokens]))
     return x.raw_tokens
 
 # %% ../../nbs/82a_ingest.ipynb #notkept
 class NotKept(OSError):
-    "Some of what was told could not be written. `failed`: user → error, to be told again; `kept`: users who live on; `wrote`: what `ingest_batch` would have returned, None for those who failed; `answers`: of `ask_batch`"
-    def __init__(self, failed, kept, wrote):
+    "Some of what was told could not be written; `answers`: those of `ask_batch`, which were given all the same"
+    def __init__(self,
+        failed:dict,      # user → error, to be told again
+        kept:list[str],   # users who live on
+        wrote:list,       # what `ingest_batch` would have returned, None for those who failed
+    ):
         self.failed, self.kept, self.wrote, self.answers = failed, kept, wrote, None
         why = '; '.join(f'{u!r} ({e})' for u, e in failed.items())
-        super().__init__(f'nothing was kept for {why}: tell them again' + (f', and not {", ".join(map(repr, kept))}, for whom it is kept' if kept else ''))
+        others = ', '.join(map(repr, kept))
+        but_not = f', and not {others}, for whom it is kept' if kept else ''
+        super().__init__(f'nothing was kept for {why}: tell them again{but_not}')
 
 # %% ../../nbs/82a_ingest.ipynb #inference
 @patch
 def _commit(self:Session, told, h, state, opened):
     "A text and its traces on disk, then its state; nothing changes if that fails"
-    n, t, at = len(h), self.t, float(self.clock.now())
+    n, t = len(h), self.t
+    at = float(self.clock.now())
     if not self.incognito: self._write_ready(t)
     if told and self._texts is not None:
         self._texts.cut(t)
         self._texts.add(t, pack(t, at, *told))
-    if not self.incognito:
-        pieces = torch.arange(n)
-        self._log.append((t+pieces).double(), key=h.cpu(), at=torch.full((n, 1), at, dtype=torch.float64), left=(n-1-pieces)[:, None].int())
+    if not self.incognito: self._append(t, at, h)
     self._keep(state, n, opened)
-    if self._new >= self.save_every and not self.incognito: self._autosave(StateError)   # it is kept, whatever comes of this
+    if self._new >= self.save_every and not self.incognito: self._autosave(StateError)   # kept, whatever comes of it
 
+# %% ../../nbs/82a_ingest.ipynb #append
+@patch
+def _append(self:Session, t, at, h):
+    "The traces of a text's inferences, in one append"
+    n = len(h)
+    pieces = torch.arange(n)
+    self._log.append(
+        (t+pieces).double(),
+        key=h.cpu(),                                      # [n,D]
+        at=torch.full((n, 1), at, dtype=torch.float64),
+        left=(n-1-pieces)[:, None].int(),                 # pieces of this text that follow
+    )
+
+# %% ../../nbs/82a_ingest.ipynb #ready
 @patch
 def _write_ready(self:Session, t):
     "A log that can be written to: after a wipe a new one, after a failure the old one, looked through"
     if self._files.lock is None:
         self._open()
-        if self.t != t: raise StateError(f'{self.user!r} was begun anew elsewhere meanwhile; this session has that memory now, tell it again')
-        return
-    if self._log is None or self._log._stopped:
-        log, self._files.log = self._log, None
-        if log is not None: log.close()
-        self._files.log = self._traces()
+        if self.t == t: return
+        raise StateError(f'{self.user!r} was begun anew elsewhere meanwhile; '
+                         'this session has that memory now, tell it again')
+    if self._log is None or self._log._stopped: self._reopen_log()
     if self._texts is not None and self._texts.log._stopped:
         self._texts.close()
         self._files.texts = None
@@ -78,86 +102,142 @@ def _write_ready(self:Session, t):
     self._agree()
     self._same_weights()
 
+# %% ../../nbs/82a_ingest.ipynb #reopen
+@patch
+def _reopen_log(self:Session):
+    log = self._log
+    self._files.log = None
+    if log is not None: log.close()
+    self._files.log = self._traces()
+
 # %% ../../nbs/82a_ingest.ipynb #together
 def _together(model, sessions, texts):
     "Checked lists of sessions and of what each is told"
     if isinstance(texts, str): raise TypeError('texts: expected one for each session, got one str')
     sessions, texts = list(sessions), list(texts)
     if any(s.model is not model for s in sessions): raise ValueError('sessions: expected sessions of this very model')
-    if len({id(s) for s in sessions}) < len(sessions): raise ValueError('sessions: one appears twice; its second text must wait for the first')
-    if len(texts) != len(sessions): raise ValueError(f'texts: expected one for each of {len(sessions)} sessions, got {len(texts)}')
+    if len({id(s) for s in sessions}) < len(sessions):
+        raise ValueError('sessions: one appears twice; its second text must wait for the first')
+    if len(texts) != len(sessions):
+        raise ValueError(f'texts: expected one for each of {len(sessions)} sessions, got {len(texts)}')
     return sessions, texts
 
+# %% ../../nbs/82a_ingest.ipynb #hold
 @contextlib.contextmanager
 def _hold(sessions, epochs=None):
     "All these sessions for this thread alone, locked in one order everywhere"
-    epochs = dict(zip(map(id, sessions), epochs or [None]*len(sessions)))
+    if not epochs: epochs = [None]*len(sessions)
+    epoch_of = {id(s): e for s, e in zip(sessions, epochs)}
     with contextlib.ExitStack() as held:
-        for s in sorted(sessions, key=id): held.enter_context(s._alone(epochs[id(s)]))
+        for s in sorted(sessions, key=id): held.enter_context(s._alone(epoch_of[id(s)]))
         yield
 
+# %% ../../nbs/82a_ingest.ipynb #passed
+class _Passed(NamedTuple):
+    "What a pass made of each session's text"
+    h: list       # its traces, [pieces,D]
+    states: list  # the new state
+    wrote: list   # slots written per rung
+    p: list       # gate of each rung at the last piece
+
+# %% ../../nbs/82a_ingest.ipynb #pass
 def _pass(model, sessions, cut):
-    "Pieces of each session's text, through model and memory: traces [pieces, D], new states, slots written per rung, gates at the last piece"
-    states, h, wrote, p = [s.state for s in sessions], [[] for _ in cut], [0]*len(cut), [None]*len(cut)
+    "Pieces of each session's text, through model and memory"
+    n = len(cut)
+    states = [s.state for s in sessions]
+    h, p, wrote = [[] for _ in cut], [None]*n, [0]*n
     for k in range(max(map(len, cut), default=0)):
-        on = [i for i, c in enumerate(cut) if k < len(c)]
-        new, log, seen = model.write(torch.cat([states[i] for i in on]), [cut[i][k] for i in on])
+        on = [i for i in range(n) if k < len(cut[i])]     # who has a k-th piece
+        batch = torch.cat([states[i] for i in on])
+        new, log, seen = model.write(batch, [cut[i][k] for i in on])
         for j, i in enumerate(on):
-            states[i], p[i] = new[j:j+1].clone(), log.p[j].tolist()
-            wrote[i] = wrote[i] + log.open[j].long()
-            h[i].append(seen[j:j+1])
-    return [torch.cat(x) for x in h], states, [w.tolist() for w in wrote], p
+            states[i] = new[j:j+1].clone()
+            p[i] = log.p[j].tolist()                      # one per rung
+            wrote[i] = wrote[i] + log.open[j].long()      # [rungs]
+            h[i].append(seen[j:j+1])                      # [1,D]
+    traces = [torch.cat(x) for x in h]
+    return _Passed(traces, states, [w.tolist() for w in wrote], p)
+
+# %% ../../nbs/82a_ingest.ipynb #kept-text
+class _Kept(NamedTuple):
+    "What is kept of a text besides its traces: the arguments of `pack` after time and place"
+    row: list            # its ids
+    cut: list            # where its passages begin and end
+    texts: list          # what each passage says
+    dense: torch.Tensor  # [M,width] its dense key
+    source: str
+    position: int
+    seek: list           # may a question find it?
 
 # %% ../../nbs/82a_ingest.ipynb #told
 @patch
 def _told(self:ChronoModel, sessions, rows, source='', position=0, answered=False):
-    "What each session keeps of its row, as arguments of `pack`; None for those that keep no texts"
-    cut = [self.cut_text(r, answered) if s.keep == 'texts' else ((), (), ()) for s, r in zip(sessions, rows)]
-    said = [r[a:b] for r, (c, *_) in zip(rows, cut) for _, _, a, b, _ in c if b > a]
-    keys = iter(self.dense(said))
+    "What each session keeps of its row, a `_Kept`; None for those that keep no texts"
+    cuts = []
+    for s, row in zip(sessions, rows):
+        cuts.append(self.cut_text(row, answered) if s.keep == 'texts' else ((), (), ()))
+    said = []                             # the ids of every passage that says something
+    for row, (cut, *_) in zip(rows, cuts):
+        said += [row[a:b] for _, _, a, b, _ in cut if b > a]
+    keys = iter(self.dense(said))         # [width] each
     blank = torch.zeros(self.lm.width)
-    dense = [torch.stack([next(keys) if b > a else blank for _, _, a, b, _ in c]) if c else None for c, *_ in cut]
-    return [(r, c, texts, d, source, position, seek) if c else None for r, (c, texts, seek), d in zip(rows, cut, dense)]
+    out = [None]*len(rows)
+    for i, (cut, texts, seek) in enumerate(cuts):
+        if not cut: continue
+        dense = [next(keys) if b > a else blank for _, _, a, b, _ in cut]
+        out[i] = _Kept(rows[i], cut, texts, torch.stack(dense), source, position, seek)
+    return out
 
-# %% ../../nbs/82a_ingest.ipynb #ingest-batch
+# %% ../../nbs/82a_ingest.ipynb #live
 def _live(model, sessions, rows, epochs=None, **origin):
     told = model._told(sessions, rows, **origin)
+    out, failed = [None]*len(rows), {}
     with _hold(sessions, epochs):
         cut = [model.pieces(r) for r in rows]
         h, states, wrote, p = _pass(model, sessions, cut)
-        out, failed = [], {}
-        for s, r, c, *new, pi in zip(sessions, rows, cut, told, h, states, wrote, p):
-            try: s._commit(*new)
+        for i, s in enumerate(sessions):
+            try: s._commit(told[i], h[i], states[i], wrote[i])
             except (OSError, StateError) as e:
                 failed[s.user] = e
-                out.append(None)
                 continue
-            out.append(Wrote(s.t, len(r), len(c), dict(zip(s.writes, new[3])), dict(zip(s.writes, pi))))
-    if len(sessions) == 1 and isinstance(failed.get(s.user), StateError): raise failed[s.user]
-    if failed: raise NotKept(failed, [s.user for s, w in zip(sessions, out) if w], out) from next(iter(failed.values()))
+            slots = dict(zip(s.writes, wrote[i]))    # of each rung
+            gates = dict(zip(s.writes, p[i]))
+            out[i] = Wrote(s.t, len(rows[i]), len(cut[i]), slots, gates)
+    if failed: _complain(sessions, failed, out)
     return out
 
+# %% ../../nbs/82a_ingest.ipynb #complain
+def _complain(sessions, failed, out):
+    "Raise for what wasn't kept; a session alone has its own `StateError`"
+    cause = next(iter(failed.values()))
+    if len(sessions) == 1 and isinstance(cause, StateError): raise cause
+    kept = [s.user for s, w in zip(sessions, out) if w]
+    raise NotKept(failed, kept, out) from cause
+
+# %% ../../nbs/82a_ingest.ipynb #ingest-batch
 @patch
 def ingest_batch(self:ChronoModel,
-    sessions,  # different sessions of this model
-    texts,     # one text or text token for each
-    role=None, # as in `Session.ingest`
-    source='', # as in `Session.ingest`
-    position=0 # as in `Session.ingest`
-) -> list:     # one `Wrote` for each
+    sessions:Iterable[Session],    # different sessions of this model
+    texts:Iterable[str|M4Token],   # one text or text token for each
+    role:str|None=None,            # 'user', 'assistant', 'system': as a chat message; None: raw
+    source:str='',                 # where they come from; at most 96 bytes are kept
+    position:int=0,                # where in there: a line, a millisecond
+) -> list[Wrote]:                  # one for each
     "Many people at once, in one pass; `NotKept` if it failed for some, and only for those"
     sessions, texts = _together(self, sessions, texts)
-    with _hold(sessions): pass
-    if not isinstance(source, str) or not isinstance(position, int): raise TypeError(f'source and position: expected str and int, got {source!r} and {position!r}')
-    return _live(self, sessions, [self._row(x, role) for x in texts], source=source, position=position)
+    with _hold(sessions): pass     # fails early where one is closed
+    if not isinstance(source, str) or not isinstance(position, int):
+        raise TypeError(f'source and position: expected str and int, got {source!r} and {position!r}')
+    rows = [self._row(x, role) for x in texts]
+    return _live(self, sessions, rows, source=source, position=position)
 
 # %% ../../nbs/82a_ingest.ipynb #ingest
 @patch
 def ingest(self:Session,
-    text,          # str, or `M4Token` of modality `text` with raw tokens
-    role:str=None, # 'user', 'assistant', 'system': as a chat message; None: raw
-    source:str='', # where it comes from: a file, a microphone; at most 96 bytes are kept
-    position:int=0 # where in there: a line, a millisecond
+    text:str|M4Token,   # a text, or a token of modality `text` with raw tokens
+    role:str|None=None, # 'user', 'assistant', 'system': as a chat message; None: raw
+    source:str='',      # where it comes from: a file, a microphone; at most 96 bytes are kept
+    position:int=0,     # where in there: a line, a millisecond
 ) -> Wrote:
     "Live through a text; once this returns, it survives the process"
     return self.model.ingest_batch([self], [text], role, source, position)[0]
