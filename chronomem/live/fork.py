@@ -6,21 +6,23 @@
 __all__ = []
 
 # %% ../../nbs/82c_fork.ipynb #imports
-import os, time
-import torch
+import os
 from fastcore.basics import AttrDict, patch
 from ..core import StateError, _sync_dir, user_dir
 from .session import Session, _no_files
 from ..then.home import erase, scratch, sweep
 
 # %% ../../nbs/82c_fork.ipynb #fork
+_SETTINGS = ('clock', 'save_every', 'retention', 'wait', 'keep', 'recall',
+             'budget', 'top', 'least', 'judge', 'admit', 'way')
+
 @patch
 def fork(self:Session,
     user:str,              # who shall have the same past; must have none
-    incognito:bool=False   # in memory only
+    incognito:bool=False,  # in memory only
 ) -> Session:
     "A second session with the same past, independent from now on"
-    kw = dict(clock=self.clock, save_every=self.save_every, retention=self.retention, wait=self.wait, keep=self.keep, recall=self.recall, budget=self.budget, top=self.top, least=self.least, judge=self.judge, admit=self.admit, way=self.way)
+    kw = {name: getattr(self, name) for name in _SETTINGS}
     with self._alone():
         new = Session(self.model, user, self.home, incognito=True, **kw)
         new.state, new.writes = self.state.clone(), dict(self.writes)
@@ -30,33 +32,47 @@ def fork(self:Session,
         self._copy(new)
     return Session(self.model, user, self.home, **kw)
 
-# %% ../../nbs/82c_fork.ipynb #fork-copy
+# %% ../../nbs/82c_fork.ipynb #fork-copied
 def _copied(old, new):
     "Write the good records of a log into another"
-    for b in old.blocks(1024) if old else ():
-        if (ok := b.valid).any(): new.append(b.time[ok].numpy(), **{k: b[k][ok] for k in b if k not in ('seq', 'time', 'valid')})
+    if not old: return
+    for block in old.blocks(1024):
+        good = block.valid
+        if not good.any(): continue
+        fields = {k: v[good] for k, v in block.items() if k not in ('seq', 'time', 'valid')}
+        new.append(block.time[good].numpy(), **fields)
 
+# %% ../../nbs/82c_fork.ipynb #fork-copy
 @patch
 def _copy(self:Session, new):
     "Build a fork in a temporary place, then move it to its own"
-    def taken(): return new.dir.exists() and any(new.dir.iterdir())
-    full = StateError(f'{new.user!r} has a memory already; wipe it first, or take another name')
-    if taken(): raise full
+    full = _full(new)
+    if _taken(new): raise full
+    first = self._log.first if self._log else new.t
     with scratch(self.home) as tmp:
-        with new._begin(tmp/'traces', self._log.first if self._log else new.t) as log: _copied(self._log, log)
+        with new._begin(tmp/'traces', first) as log: _copied(self._log, log)
         if self._texts is not None:
             with new._begin_texts(tmp/'texts').log as log: _copied(self._texts.log, log)
         new._save(tmp/'state.safetensors')
         new._first_manifest(tmp)
-        for k in range(20):
-            user_dir(self.home, new.user)
-            try:
-                os.rename(tmp, new.dir)
-                break
-            except OSError as e:
-                if taken(): raise full from e
-                if k == 19 or not isinstance(e, FileNotFoundError): raise   # a wipe took the person's directory away
-        _sync_dir(new.dir.parent)
+        _move_in(self.home, tmp, new)
+
+# %% ../../nbs/82c_fork.ipynb #fork-move
+def _taken(new): return new.dir.exists() and any(new.dir.iterdir())
+
+def _full(new): return StateError(f'{new.user!r} has a memory already; wipe it first, or take another name')
+
+def _move_in(home, tmp, new):
+    "Move a finished directory to its place, unless that is taken"
+    for k in range(20):
+        user_dir(home, new.user)
+        try:
+            os.rename(tmp, new.dir)
+            break
+        except OSError as e:
+            if _taken(new): raise _full(new) from e
+            if k == 19 or not isinstance(e, FileNotFoundError): raise   # a wipe took the person's directory away
+    _sync_dir(new.dir.parent)
 
 # %% ../../nbs/82c_fork.ipynb #wipe
 @patch
@@ -64,20 +80,24 @@ def wipe(self:Session) -> AttrDict:  # inferences forgotten, traces, files and b
     "Forget everything, in memory and on disk; the session is empty and can go on"
     with self._alone():
         log = self._log
-        out = AttrDict(t=self.t, traces=len(log)-log.first if log is not None else 0, files=0, bytes=0)
+        traces = len(log)-log.first if log is not None else 0
+        out = AttrDict(t=self.t, traces=traces, files=0, bytes=0)
         done = False
         try:
-            for f in (log, self._texts): f.close(mark=False) if f is not None else None
+            for f in (log, self._texts):
+                if f is not None: f.close(mark=False)
             if self._files.lock is not None: out |= erase(self.dir, self.home)
             done = True
         finally: self._wiped(done)
         if not self.incognito: sweep(self.home)
     return out
 
+# %% ../../nbs/82c_fork.ipynb #wiped
 @patch
 def _wiped(self:Session, done):
     "Forget what the disk no longer holds; a wipe that couldn't even begin has changed nothing"
-    lock, self._files.log, self._files.texts = self._files.lock, None, None
+    lock = self._files.lock
+    self._files.log = self._files.texts = None
     if not done and lock is not None and self.dir.exists() and lock.in_place(): return
     self._epoch += 1
     self.problems.clear()
