@@ -7,6 +7,7 @@ __all__ = ['Repaired']
 
 # %% ../../nbs/88_repair.ipynb #imports
 from dataclasses import dataclass
+from pathlib import Path
 import torch
 from fastcore.basics import patch
 from ..backbone.model import ChronoModel
@@ -37,11 +38,16 @@ def _manifest_of(s, found):
     "The manifest, if it is good"
     s._files.generation = latest(s.dir)
     try: known = s._manifest(s.dir)
-    except StateError as e: return found.append(str(e))
-    if not known: return found.append('the manifest is gone')
+    except StateError as e:
+        found.append(str(e))
+        return None
+    if not known:
+        found.append('the manifest is gone')
+        return None
     s._files.generation = known.generation
     return known
 
+# %% ../../nbs/88_repair.ipynb #sources-state
 def _state_of(s, found):
     "Is the saved state good? Then the session has it"
     try: return s._read_state()
@@ -49,83 +55,111 @@ def _state_of(s, found):
     s._blank()
     return False
 
+# %% ../../nbs/88_repair.ipynb #sources-traces
 def _traces_of(s, mode, mend=False):
-    return TraceLog.open(s._part('traces'), s.owner, s.model.fingerprint, mode=mode, largest=s.retention.segment(), mend=mend)
+    largest = s.retention.segment()
+    return TraceLog.open(s._part('traces'), s.owner, s.model.fingerprint, mode=mode, largest=largest, mend=mend)
 
 def _log_of(s, found):
     "The traces, to be read; if they are this person's, as many as hang together"
     for mend in (False, True):
         try: return _traces_of(s, 'r', mend)
-        except (StateError, OSError) as e: mend or found.append(f'traces: {e}')
+        except (StateError, OSError) as e:
+            if not mend: found.append(f'traces: {e}')
 
 # %% ../../nbs/88_repair.ipynb #follow
 @torch.no_grad()
 def _follow(s, log):
     "Write again what the traces tell beyond the state; the trace that can't be used, or their end"
-    whole = _whole_end(log)
+    memory, whole = s.model.lm.memory, _whole_end(log)
     for i in range(log.find(s.t), whole):
         r = log.read([i], bad='mask')
         if not r.valid[0] or r.time[0] != s.t: return i
-        state, wrote = s.model.lm.memory.write(s.state, r.key.to(s.state.t.device))
+        key = r.key.to(s.state.t.device)      # [1,D]
+        state, wrote = memory.write(s.state, key)
         s._keep(state, 1, wrote.open[0].tolist())
     return whole
+
+# %% ../../nbs/88_repair.ipynb #look-first
+def _no_beginning(log):
+    "Why a state can't be made from these traces; None if it can"
+    if log is None: return 'there are none'
+    if log.first > 0: return f'they begin at inference {log.first}'
+    if len(log) and not log.read([0], bad='mask').valid[0]: return 'the first is damaged'
+    return None
 
 # %% ../../nbs/88_repair.ipynb #look
 def _look(s, found, lost):
     "What can be kept: the session holds it afterwards. The log, and where it ends; a log that is useless is None"
     state, log = _state_of(s, found), _log_of(s, found)
-    if not state and (log is None or log.first > 0 or len(log) and not log.read([0], bad='mask').valid[0]):
-        why = 'there are none' if log is None else f'they begin at inference {log.first}' if log.first else 'the first is damaged'
-        lost.append(f'everything: the state can not be read, nor made from the traces, as {why}; wipe_user is all that is left')
+    why = None if state else _no_beginning(log)
+    if why:
+        lost.append('everything: the state can not be read, nor made from the traces, '
+                    f'as {why}; wipe_user is all that is left')
         return log, 0
     if log is None:
         lost.append(f'the traces; the state holds {s.t} inferences')
         return None, 0
     end = _follow(s, log)
-    if end < _whole_end(log):
-        last = float(log.read([len(log)-1], bad='mask').time[0])
-        found.append(f'trace {end} of {len(log)} is damaged, or not of inference {s.t}')
-        lost.append(f'{_whole_end(log)-end} inferences, from {s.t} on' + (f' to {last:g}' if last >= s.t else ''))
+    if end < _whole_end(log): _cut_short(s, log, end, found, lost)
     return log, end
 
+# %% ../../nbs/88_repair.ipynb #cut-short
+def _cut_short(s, log, end, found, lost):
+    "Say what a gap in the traces costs"
+    r = log.read([len(log)-1], bad='mask')
+    last = float(r.time[0])
+    found.append(f'trace {end} of {len(log)} is damaged, or not of inference {s.t}')
+    up_to = f' to {last:g}' if last >= s.t else ''
+    gone = _whole_end(log)-end
+    lost.append(f'{gone} inferences, from {s.t} on{up_to}')
+
 # %% ../../nbs/88_repair.ipynb #carry-out
-def _carry_out(s, log, end, created):
-    s._save(s._part('state.safetensors'))
-    usable = log is not None and (end == _whole_end(log) > 0 or end >= log.first and log.find(s.t) == end)
-    if log is not None: log.close()
-    if usable:
-        with _reopened(s) as log:
-            if end < len(log): log.cut(end)
-    else:
-        if s._part('traces').exists(): wipe_log(s._part('traces'))
-        s._begin(s._part('traces'), s.t).close()
-    s._first_manifest(s.dir, created)
+def _usable(s, log, end):
+    "Do the traces, cut at `end`, lead up to the state?"
+    if log is None: return False
+    if end == _whole_end(log) > 0: return True
+    return end >= log.first and log.find(s.t) == end
 
 def _reopened(s):
     "The traces, to be changed"
     try: return _traces_of(s, 'a')
     except StateError: return _traces_of(s, 'a', mend=True)
 
+# %% ../../nbs/88_repair.ipynb #carry-out-rest
+def _carry_out(s, log, end, created):
+    s._save(s._part('state.safetensors'))
+    usable, traces = _usable(s, log, end), s._part('traces')
+    if log is not None: log.close()
+    if usable:
+        with _reopened(s) as log:
+            if end < len(log): log.cut(end)
+    else:
+        if traces.exists(): wipe_log(traces)
+        s._begin(traces, s.t).close()
+    s._first_manifest(s.dir, created)
+
 # %% ../../nbs/88_repair.ipynb #repair
 @patch
 def repair(self:ChronoModel,
-    user:str,       # whose memory
-    home=None,      # directory of all users
-    dry:bool=False  # only say what would be done
-) -> Repaired:      # false if nothing was wrong
+    user:str,                # whose memory
+    home:str|Path|None=None, # directory of all users; None: `CHRONOMEM_HOME`, or `~/.chronomem`
+    dry:bool=False,          # only say what would be done
+) -> Repaired:               # false if nothing was wrong
     "Make a memory openable again; `StateError` if there is none, if it is in use, or if nothing can be kept"
     home = home_dir(home)
     dir = memory_dir(home, user, self.name, create=False)
     if not dir.exists(): raise StateError(f'user: {user!r} has no memory by {self.name!r} in {home}')
     sweep(home)
-    lock, found, lost = take(dir), [], []
+    found, lost = [], []
+    lock = take(dir)
     try:
         s = _bare(self, user, home)
         known = _manifest_of(s, found)
         log, end = _look(s, found, lost)
         hopeless = any(l.startswith('everything') for l in lost)
-        if found and not dry and not hopeless: _carry_out(s, log, end, known and known.created)
+        if found and not dry and not hopeless: _carry_out(s, log, end, known.created if known else None)
         elif log is not None: log.close()
     finally: lock.release()
     if hopeless and not dry: raise StateError(f'{user!r}: nothing can be kept. ' + '; '.join(found + lost))
-    return Repaired(s.t, found, lost, bool(found) and not dry)
+    return Repaired(s.t, found, lost, done=bool(found) and not dry)
