@@ -6,10 +6,11 @@
 __all__ = ['FEELS', 'WORDS', 'CLEARLY', 'Preference']
 
 # %% ../../nbs/82f_prefer.ipynb #imports
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fastcore.basics import patch
 from ..backbone.model import ChronoModel
-from . import memories
+from . import memories  # noqa: F401  gives sessions `memories`
 from .ask import _as_asked
 from .session import Session
 from ..then.keys import words
@@ -21,42 +22,48 @@ FEELS, WORDS = '"{}" In other words: I really', (' love {}.', ' hate {}.')
 @patch
 def liking(self:ChronoModel,
     text:str,   # what somebody said
-    thing:str   # what it is about
-)->float:       # nats; above 0: they like it
+    thing:str,  # what it is about
+) -> float:     # nats; above 0: they like it
     "How much likelier a text makes it that somebody loves a thing rather than hates it"
     contexts = [self._spell(FEELS.format(t))[0] for t in (text, '...')]
     love, hate = (self._log_likelihood(contexts, self._spell(w.format(thing), False)[0]) for w in WORDS)
-    told, bare = (love-hate).tolist()
+    told, bare = (love-hate).tolist()   # with the text, and without
     return told-bare
 
 # %% ../../nbs/82f_prefer.ipynb #choose
 @dataclass
 class Preference:
     "How a person feels about a thing"
-    thing: str
-    liking: float          # nats, as of `ChronoModel.liking`; 0: nothing was said
+    thing: str               # its name
+    liking: float            # nats, as of `ChronoModel.liking`; 0: nothing was said
     trace: Trace|None = None # what it rests on
 
 CLEARLY = 1.   # nats from which a passage says how somebody feels
 
 def _names(text, thing): return {*words(thing)} <= {*words(text)}
 
+# %% ../../nbs/82f_prefer.ipynb #felt
 def _felt(s, thing):
     "How somebody feels about a thing, and the passage it rests on"
-    named = [t for t in s.memories(thing, 8, every=False) if t.role == 'user' and _names(t.text, thing)]
+    listed = s.memories(thing, 8, every=False)
+    named = [t for t in listed if t.role == 'user' and _names(t.text, thing)]
     found = named or s.prompt(f'How do I feel about {thing}?')[2][:1]
-    felt = sorted(((s.model.liking(t.text, thing), t) for t in found), key=lambda x: x[1].t)
-    clear = [x for x in felt if abs(x[0]) >= CLEARLY] or felt
-    return Preference(thing, *clear[-1]) if clear else Preference(thing, 0.)
+    felt = []
+    for t in found: felt.append(Preference(thing, s.model.liking(t.text, thing), t))
+    felt.sort(key=lambda p: p.trace.t)
+    clear = [p for p in felt if abs(p.liking) >= CLEARLY] or felt
+    return clear[-1] if clear else Preference(thing, 0.)
 
+# %% ../../nbs/82f_prefer.ipynb #prefer
 @patch
 def prefer(self:Session,
-    things              # names of things; a single one is fine
-)->list:                # a `Preference` of each, what is liked best first
+    things:str|Iterable[str], # names of things; a single one is fine
+) -> list[Preference]:        # one of each, what is liked best first
     "What a person likes and dislikes, by what they said; `ValueError` for what is no name"
     things = [things] if isinstance(things, str) else list(things)
     for t in things:
         if not isinstance(t, str) or not t.strip(): raise ValueError(f'things: expected names, got {t!r}')
     reads = self.recall in ('traces', 'both')
-    with self._alone(), _as_asked(self.model, True): out = [_felt(self, t) if reads else Preference(t, 0.) for t in things]
+    with self._alone(), _as_asked(self.model, True):
+        out = [_felt(self, t) if reads else Preference(t, 0.) for t in things]
     return sorted(out, key=lambda p: -p.liking)
