@@ -7,27 +7,31 @@ __all__ = []
 
 # %% ../../nbs/82d_memories.ipynb #imports
 import contextlib, shutil
+from collections.abc import Iterable
+from typing import NamedTuple
 from fastcore.basics import AttrDict, patch
 import torch
 from tqdm import tqdm
 from ..backbone.model import Row
 from ..core import StateError, _sync_dir
-import chronomem.live.ask
+import chronomem.live.ask  # noqa: F401  gives sessions `ask`
 from .fork import Session
 from .ingest import _pass
 from ..then.home import outdated, part, read_manifest
 from ..then.keys import sparse
+from ..then.texts import Trace
 
 # %% ../../nbs/82d_memories.ipynb #list
 @patch
 def memories(self:Session,
-    query:str=None, # what to look for; None: the latest
-    n:int=20,       # at most so many
-    every:bool=True # also what can't be an answer: the model's own words, questions, the query itself
-)->list:            # `Trace`s
+    query:str|None=None, # what to look for; None: the latest
+    n:int=20,            # at most so many
+    every:bool=True,     # also what can't be an answer: the model's own words, questions, the query itself
+) -> list[Trace]:        # best or latest first
     "What is kept of what was told"
     if query is not None:
-        words, key = torch.from_numpy(sparse(query)), self.model.dense([self.model.encode(query)])[0]
+        words = torch.from_numpy(sparse(query))
+        key = self.model.dense([self.model.encode(query)])[0]   # [width]
     with self._alone():
         if self._texts is None: return []
         found = self._texts.latest(n) if query is None else self._texts.search(words, key, n, every)
@@ -39,42 +43,62 @@ def memories(self:Session,
 def _life(self:Session):
     "All texts, and whether they are all that was ever lived"
     if self._texts is None: return [], self.t == 0
-    rows, t, whole = [*self._texts.rows()], 0, True
+    rows = [*self._texts.rows()]
+    t, whole = 0, True          # the inference that should come next; did each come when it should?
     for r in rows:
         whole = whole and r.t == t
         t = r.t + len(self.model.pieces(Row(r.ids)))
     return rows, whole and t == self.t
 
+# %% ../../nbs/82d_memories.ipynb #prefix
 @patch
 @torch.no_grad()
 def _prefix(self:Session, new, t):
     "Bring a new session to inference `t` by this one's traces: their hidden states; None if they don't reach back"
-    log, keys = self._log, []
+    log, memory = self._log, self.model.lm.memory
     if log is None or log.first or log.report.get('damaged'): return None
+    keys = []
     for i in range(log.find(t)):
-        key = log[i:i+1].key
-        state, wrote = self.model.lm.memory.write(new.state, key.to(new.state.t.device))
+        key = log[i:i+1].key      # [1,D]
+        state, wrote = memory.write(new.state, key.to(new.state.t.device))
         new._keep(state, 1, wrote.open[0].tolist())
         keys.append(key)
     return keys
 
+# %% ../../nbs/82d_memories.ipynb #relive
+class _Relived(NamedTuple):
+    "A life without what is forgotten"
+    new: Session                # who lived it
+    keys: torch.Tensor|None     # hidden states of its inferences, [t,D]; None: unknown
+    rows: list                  # the texts that are left, with their new inferences
+
+def _replayed(self, new, rows, first, whole):
+    "Hidden states of all before text `first`, from the traces; None if they can not be had"
+    if not whole: return None
+    return self._prefix(new, rows[first].t if first < len(rows) else self.t)
+
+# %% ../../nbs/82d_memories.ipynb #relive-rest
 def _relive(self, rows, gone, whole, progress):
-    "A session that lived all of `rows` but those `gone`; its hidden states, and the rows with their new inferences"
+    "Live all of `rows` again but those `gone`"
     new = Session(self.model, self.user, self.home, incognito=True, clock=self.clock, keep='latents')
     first = next((k for k, r in enumerate(rows) if r.id in gone), len(rows))
-    keys = self._prefix(new, rows[first].t if first < len(rows) else self.t) if whole else None
+    keys = _replayed(self, new, rows, first, whole)
     if keys is None: keys, first = [], 0
-    kept = [r | dict(t=r.t) for r in rows[:first]]
+    kept = [AttrDict(r | dict(t=r.t)) for r in rows[:first]]
     for r in tqdm(rows[first:], desc='living again', unit='text', disable=None if progress else True):
         if r.id in gone: continue
-        kept.append(r | dict(t=new.t))
-        h, states, wrote, _ = _pass(self.model, [new], [self.model.pieces(Row(r.ids))])
-        keys.append(h[0].cpu())
-        new._keep(states[0], len(h[0]), wrote[0])
-    return new, torch.cat(keys) if keys else None, [AttrDict(r) for r in kept]
+        kept.append(AttrDict(r | dict(t=new.t)))
+        lived = _pass(self.model, [new], [self.model.pieces(Row(r.ids))])
+        h = lived.h[0]                                  # [pieces,D]
+        keys.append(h.cpu())
+        new._keep(lived.states[0], len(h), lived.wrote[0])
+    return _Relived(new, torch.cat(keys) if keys else None, kept)
 
 # %% ../../nbs/82d_memories.ipynb #write
-def _all_records(r): return AttrDict({k: torch.stack([x[k] for x in r.records]) for k in r.records[0]})
+def _all_records(r):
+    "The records of a text's passages, as one"
+    fields = r.records[0]
+    return AttrDict({k: torch.stack([x[k] for x in r.records]) for k in fields})
 
 def _write_traces(log, rows, model, keys):
     "Traces of a life that was lived again"
@@ -82,24 +106,17 @@ def _write_traces(log, rows, model, keys):
     for r in rows:
         n = len(model.pieces(Row(r.ids)))
         piece = torch.arange(n)
-        log.append((r.t+piece).double(), key=keys[i:i+n], at=torch.full((n, 1), r.at, dtype=torch.float64), left=(n-1-piece)[:, None].int())
+        at = torch.full((n, 1), r.at, dtype=torch.float64)
+        left = (n-1-piece)[:, None].int()
+        log.append((r.t+piece).double(), key=keys[i:i+n], at=at, left=left)
         i += n
 
+# %% ../../nbs/82d_memories.ipynb #rewrite
 @patch
 def _rewrite(self:Session, new, rows, keys):
     "Put a life that was lived again in place of this one"
     g = self._files.generation + 1
-    try:
-        with self._begin(part(self.dir, 'traces', g), 0 if keys is not None or not new.t else new.t) as log:
-            if keys is not None: _write_traces(log, rows, self.model, keys)
-        with contextlib.closing(self._begin_texts(part(self.dir, 'texts', g))) as texts:
-            for r in rows: texts.add(r.t, _all_records(r))
-        new._files.generation = g
-        new.dir = self.dir
-        new._save(part(self.dir, 'state.safetensors', g))
-        _sync_dir(self.dir)
-        known = self._manifest(self.dir)
-        new._first_manifest(self.dir, known.created)
+    try: self._write_beside(new, rows, keys, g)
     except BaseException:
         if read_manifest(self.dir).generation == g: self._moved(new, g)
         else: outdated(self.dir, g-1)
@@ -107,41 +124,64 @@ def _rewrite(self:Session, new, rows, keys):
     self._moved(new, g)
 
 @patch
+def _write_beside(self:Session, new, rows, keys, g):
+    "The files of generation `g`, and at last the manifest that makes them count"
+    first = 0 if keys is not None or not new.t else new.t
+    with self._begin(part(self.dir, 'traces', g), first) as log:
+        if keys is not None: _write_traces(log, rows, self.model, keys)
+    with contextlib.closing(self._begin_texts(part(self.dir, 'texts', g))) as texts:
+        for r in rows: texts.add(r.t, _all_records(r))
+    new._files.generation = g
+    new.dir = self.dir
+    new._save(part(self.dir, 'state.safetensors', g))
+    _sync_dir(self.dir)
+    new._first_manifest(self.dir, self._manifest(self.dir).created)
+
+# %% ../../nbs/82d_memories.ipynb #moved
+@patch
 def _moved(self:Session, new, generation):
     "Be the life that counts now; let go of the old files, and open the new ones"
-    for log in (self._log, self._texts): log.close(mark=False) if log is not None else None
-    self._files.log, self._files.texts, self._files.generation = None, None, generation
+    for log in (self._log, self._texts):
+        if log is not None: log.close(mark=False)
+    files = self._files
+    files.log = files.texts = None
+    files.generation = generation
     self.state, self.writes, self._new = new.state, new.writes, 0
     outdated(self.dir, generation)
-    self._files.log = self._traces(True, True)
+    files.log = self._traces(True, True)
     self._open_texts()
 
-# %% ../../nbs/82d_memories.ipynb #forget
+# %% ../../nbs/82d_memories.ipynb #must-choose
 @patch
 def _must_choose(self:Session, rows, partial):
     if partial in ('rest', 'empty'): return
     if partial is not None: raise ValueError(f"partial: got {partial!r}, expected 'rest', 'empty' or None")
     since = f'from inference {rows[0].t} on' if rows else 'not at all'
-    raise StateError(f"texts are kept {since}, with gaps or not, of {self.t} inferences, so the latents can't be made as if this had never been told; partial='rest' makes them from the texts that remain, partial='empty' empties the ladder")
+    raise StateError(f"texts are kept {since}, with gaps or not, of {self.t} inferences, "
+                     "so the latents can't be made as if this had never been told; "
+                     "partial='rest' makes them from the texts that remain, partial='empty' empties the ladder")
 
+# %% ../../nbs/82d_memories.ipynb #forget
 @patch
 def forget(self:Session,
-    ids,                # of a text, as in `Trace.id`; or several
-    partial:str=None,   # if not all texts are kept: 'rest' or 'empty'
-    progress:bool=False # show a progress bar
-)->AttrDict:            # texts forgotten, inferences before and after, was it exact
+    ids:str|Iterable[str],   # of a text, as in `Trace.id`; or several
+    partial:str|None=None,   # if not all texts are kept: 'rest' or 'empty'
+    progress:bool=False,     # show a progress bar
+) -> AttrDict:               # texts forgotten, inferences before and after, was it exact
     "Forget texts, so that neither files nor latents hold them"
     ids = {ids} if isinstance(ids, str) else set(ids)
     with self._alone():
         before = self.t
         rows, whole = self._life()
-        if unknown := ids - {r.id for r in rows}: raise StateError(f'ids: nothing is kept under {sorted(unknown)}; memories() lists what is')
+        unknown = ids - {r.id for r in rows}
+        if unknown: raise StateError(f'ids: nothing is kept under {sorted(unknown)}; memories() lists what is')
         if not whole: self._must_choose(rows, partial)
-        if whole or partial == 'rest': new, keys, kept = _relive(self, rows, ids, whole, progress)
-        else: new, keys, kept = self._emptied(), None, [r for r in rows if r.id not in ids]
-        self._put(new, kept, keys)
-        return AttrDict(texts=len(rows)-len(kept), before=before, after=self.t, exact=whole)
+        if whole or partial == 'rest': lived = _relive(self, rows, ids, whole, progress)
+        else: lived = _Relived(self._emptied(), None, [r for r in rows if r.id not in ids])
+        self._put(lived)
+        return AttrDict(texts=len(rows)-len(lived.rows), before=before, after=self.t, exact=whole)
 
+# %% ../../nbs/82d_memories.ipynb #put
 @patch
 def _emptied(self:Session):
     "A session as old as this one, whose ladder holds nothing"
@@ -150,25 +190,27 @@ def _emptied(self:Session):
     return new
 
 @patch
-def _put(self:Session, new, rows, keys):
+def _put(self:Session, lived):
     "Take over a life that was lived again"
     self._epoch += 1                                  # an answer that is being given doesn't bring it back
     self.stored.drop()
-    if not self.incognito: return self._rewrite(new, rows, keys)
+    if not self.incognito: return self._rewrite(lived.new, lived.rows, lived.keys)
     self._blank()
-    for r in rows: self._texts.add(r.t, _all_records(r))
-    self.state, self.writes = new.state, new.writes
+    for r in lived.rows: self._texts.add(r.t, _all_records(r))
+    self.state, self.writes = lived.new.state, lived.new.writes
 
 # %% ../../nbs/82d_memories.ipynb #latents
 @patch
-def forget_texts(self:Session)->int:  # records removed
+def forget_texts(self:Session) -> int:  # records removed
     "Remove every text trace; what the ladder made of them stays"
     with self._alone():
-        n = 0 if self._texts is None else len(self._texts)
-        if self._texts is not None: self._texts.close(mark=False)
+        texts = self._texts
+        n = 0 if texts is None else len(texts)
+        if texts is not None: texts.close(mark=False)
         self._files.texts = None
         self.stored.drop()
-        if not self.incognito and (dir := self._part('texts')).exists():
+        dir = self._part('texts')
+        if not self.incognito and dir.exists():
             shutil.rmtree(dir)
             _sync_dir(self.dir)
         self.problems[:] = [p for p in self.problems if 'forget_texts' not in p]
