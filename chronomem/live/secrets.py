@@ -7,66 +7,86 @@ __all__ = ['SECRETS', 'secret_things', 'can_keep_secrets', 'keep_secrets', 'ask_
 
 # %% ../../nbs/83a_secrets.ipynb #imports
 import random
+from collections.abc import Iterable
+from pathlib import Path
 import torch
 from ..backbone.model import ChronoModel
 from ..backbone.thinking import reader_of_thoughts, thinking
 from ..learn.evaluate import interval
 from ..learn.private_state import Games, described
-from . import think
+from . import think  # noqa: F401  gives sessions `think`
+from .session import Session
 
 # %% ../../nbs/83a_secrets.ipynb #secrets
 SECRETS = 10  # people
 
 def secret_things(
-    n:int,    # of them
-    seed:int  # of the draw
-)->list:      # (thing, the thought) each
+    n:int,     # of them
+    seed:int,  # of the draw
+) -> list[tuple[str, str]]: # (thing, the thought) each
     "Things that were not trained on, no two alike"
     g, rng = Games('test', 'test'), random.Random(seed)
-    return [(t, described(g, rng, t, rng.sample(g.properties, 2))) for t in rng.sample(g.things, n)]
+    out = []
+    for thing in rng.sample(g.things, n):
+        traits = rng.sample(g.properties, 2)
+        out.append((thing, described(g, rng, thing, traits)))
+    return out
 
+# %% ../../nbs/83a_secrets.ipynb #can-keep
 def can_keep_secrets(
-    model:ChronoModel
-)->bool:
+    model:ChronoModel, # that would keep them
+) -> bool:
     "Is there something that reads this model's thoughts?"
     return reader_of_thoughts(model) is not None
 
+# %% ../../nbs/83a_secrets.ipynb #keep
 def keep_secrets(
-    model:ChronoModel,
-    home,              # directory of the sessions
-    n:int=SECRETS,     # people
-    seed:int=0,        # of the things
-    sentences=()       # that each reads afterwards
-)->list:               # open sessions, saved
+    model:ChronoModel,        # of all of them
+    home:str|Path,            # directory of the sessions
+    n:int=SECRETS,            # people
+    seed:int=0,               # of the things
+    sentences:Iterable[str]=(), # that each reads afterwards
+) -> list[Session]:           # open, saved
     "Let people think of a thing each"
     people = [model.session(f'demo-secret-{i}', home) for i in range(n)]
-    for p, (_, thought) in zip(people, secret_things(n, seed)): p.think('Think of a thing and keep it to yourself.', [thought], about='thing')
+    for p, (_, thought) in zip(people, secret_things(n, seed)):
+        p.think('Think of a thing and keep it to yourself.', [thought], about='thing')
     for text in sentences: model.ingest_batch(people, [text]*n, role='user')
     for p in people: p.save()
     return people
 
-# %% ../../nbs/83a_secrets.ipynb #ask
+# %% ../../nbs/83a_secrets.ipynb #named
 def _named(model, states, question, things, batch=8):
     "Which answers name the thing?"
     rows = [model.encode(model.chat(question)) for _ in things]
-    out = []
+    answers = []
     for i in range(0, len(things), batch):
         some = states[i:i+batch]
-        with model.lm.plain(brought=False), thinking(model, some): out += model.answer(some, rows[i:i+batch], max_new_tokens=12)
-    return [t in a.lower().split('.')[0] for t, a in zip(things, out)]
+        with model.lm.plain(brought=False), thinking(model, some):
+            answers += model.answer(some, rows[i:i+batch], max_new_tokens=12)
+    first = [a.lower().split('.')[0] for a in answers]
+    return [thing in said for thing, said in zip(things, first)]
 
+# %% ../../nbs/83a_secrets.ipynb #share
+def _share(right):
+    "Share of what is right, low and high of its interval"
+    right = torch.tensor([float(ok) for ok in right])   # [people]
+    return [float(x) for x in interval(right)]
+
+# %% ../../nbs/83a_secrets.ipynb #ask
 def ask_secrets(
-    model:ChronoModel,
-    home,              # as when they were kept
-    n:int=SECRETS,
-    seed:int=0
-)->dict:               # share, low and high of the interval: with the thought, and without
+    model:ChronoModel,  # as when they were kept
+    home:str|Path,      # as when they were kept
+    n:int=SECRETS,      # as when they were kept
+    seed:int=0,         # as when they were kept
+) -> dict:              # share, low and high of the interval: with the thought, and without
     "Open the sessions again and ask each what it was thinking of"
     things = [t for t, _ in secret_things(n, seed)]
     question = Games('test', 'test').say(random.Random(seed), 'thing', 'what')
-    empty, people = model.lm.init(n), [model.session(f'demo-secret-{i}', home, recall='none') for i in range(n)]
-    state = model.lm.init(n)
+    people = [model.session(f'demo-secret-{i}', home, recall='none') for i in range(n)]
+    empty, state = model.lm.init(n), model.lm.init(n)   # [n] each
     state.thoughts = torch.cat([p.state for p in people]).thoughts
     for p in people: p.close()
-    share = lambda ok: [float(x) for x in interval(torch.tensor([float(o) for o in ok]))]
-    return dict(chronomem=share(_named(model, state, question, things)), texts=share(_named(model, empty, question, things)), people=n)
+    with_thought = _share(_named(model, state, question, things))
+    without = _share(_named(model, empty, question, things))
+    return dict(chronomem=with_thought, texts=without, people=n)
