@@ -7,43 +7,48 @@ __all__ = ['learning_lines']
 
 # %% ../../nbs/88d_learning.ipynb #imports
 import itertools, sys, time
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from contextvars import copy_context
 from pathlib import Path
 from fastcore.basics import patch
-import chronomem.live.memories, chronomem.live.prefer, chronomem.live.think
+import chronomem.live.memories, chronomem.live.prefer, chronomem.live.think  # noqa: F401  give sessions their methods
 from ..core import StateError
 from ..delta.delta import DeltaConfig
 from ..delta.learner import DeltaLearner
-from .repair import ChronoModel
+from .repair import ChronoModel  # noqa: F401  gives models `repair`
 from .session import Session
 
 # %% ../../nbs/88d_learning.ipynb #learner
 def _open(session):
     "The learner of a session, if it has one that is of use"
     ln = session.__dict__.get('_learner')
-    gone = ln is None or ln.closed or ln._lock is not None and not ln._lock.in_place()
-    return None if gone else ln
-
-@patch
-def learner(self:Session,
-    config:DeltaConfig=None, # how to learn; None: as it was saved, or `DeltaConfig()`
-    **kw                     # for `DeltaLearner`: anchor, canaries
-) -> DeltaLearner:
-    "This person's learner, open until it or the session is closed"
-    with self._alone():
-        if ln := _open(self):
-            if kw or config not in (None, ln.config): raise StateError(f'learner of {self.user!r} is open with other settings; close it first')
-            return ln
-        _let_go(self)
-        if not self.incognito and self._files.lock is None: self._open()
-        self._learner = DeltaLearner(self.model, self.user, self.home, config, clock=self.clock, incognito=self.incognito, **kw)
-        return self._learner
+    if ln is None or ln.closed: return None
+    wiped = ln._lock is not None and not ln._lock.in_place()
+    return None if wiped else ln
 
 def _let_go(session):
     "Close the learner of a session, if there is one"
     ln = session.__dict__.pop('_learner', None)
     if ln is not None: ln.close()
+
+# %% ../../nbs/88d_learning.ipynb #learner-rest
+@patch
+def learner(self:Session,
+    config:DeltaConfig|None=None, # how to learn; None: as it was saved, or `DeltaConfig()`
+    **kw                          # for `DeltaLearner`: anchor, canaries
+) -> DeltaLearner:
+    "This person's learner, open until it or the session is closed"
+    with self._alone():
+        if ln := _open(self):
+            other = kw or config not in (None, ln.config)
+            if other: raise StateError(f'learner of {self.user!r} is open with other settings; close it first')
+            return ln
+        _let_go(self)
+        if not self.incognito and self._files.lock is None: self._open()
+        who = self.model, self.user, self.home
+        self._learner = DeltaLearner(*who, config, clock=self.clock, incognito=self.incognito, **kw)
+        return self._learner
 
 # %% ../../nbs/88d_learning.ipynb #close
 _close = Session.close
@@ -58,15 +63,15 @@ def close(self:Session):
 # %% ../../nbs/88d_learning.ipynb #learn
 @patch
 def learn(self:Session,
-    texts,                   # a text, or texts as they come
-    config:DeltaConfig=None, # how to learn; None: as it was saved, or `DeltaConfig()`
-    rest:bool=True,          # read what is shorter than a frame too; False: it waits
-    **kw                     # for `DeltaLearner`: anchor, canaries
-) -> list:                   # a dict of numbers for each frame
+    texts:str|Iterable[str],      # a text, or texts as they come
+    config:DeltaConfig|None=None, # how to learn; None: as it was saved, or `DeltaConfig()`
+    rest:bool=True,               # read what is shorter than a frame too; False: it waits
+    **kw                          # for `DeltaLearner`: anchor, canaries
+) -> list[dict]:                  # the numbers of each frame
     "Read texts with this person's learner, which stays open"
     return self.learner(config, **kw).feed(texts, rest)
 
-# %% ../../nbs/88d_learning.ipynb #ask
+# %% ../../nbs/88d_learning.ipynb #ask-in
 _ask = Session.ask
 
 def _in(context, pieces):
@@ -79,79 +84,100 @@ def _in(context, pieces):
             context.run(pieces.close)
             raise
 
+# %% ../../nbs/88d_learning.ipynb #ask
 @patch
 def ask(self:Session,
     question:str,       # what to ask
     *args,              # as before: max_new_tokens, stream, remember, sources
     learned:bool=True,  # answer with what was learned, if a learner is open
     **kw                # as before, and for `generate` of transformers
-):                      # the answer, or a generator of its pieces; with `sources` that and a list of `Trace`s
+) -> str|Iterator[str]|tuple: # the answer, or a generator of its pieces; with `sources` that and a list of `Trace`s
     "Answer from memory, with what was learned"
     ln = _open(self) if learned else None
     if ln is None: return _ask(self, question, *args, **kw)
     with ln.applied():
-        out, context = _ask(self, question, *args, **kw), copy_context()
-    pieces = out[0] if isinstance(out, tuple) else out
+        out = _ask(self, question, *args, **kw)
+        context = copy_context()
+    pieces, *found = out if isinstance(out, tuple) else (out,)
     if not hasattr(pieces, '__next__'): return out
-    return (_in(context, pieces), out[1]) if isinstance(out, tuple) else _in(context, pieces)
+    pieces = _in(context, pieces)
+    return (pieces, *found) if found else pieces
 
 # %% ../../nbs/88d_learning.ipynb #lines
 def _passages(lines, least=256):
     "Lines joined to pieces of at least so many characters"
     kept, n = [], 0
     for line in lines:
-        kept, n = [*kept, line], n+len(line)
+        kept.append(line)
+        n += len(line)
         if n >= least:
             yield ''.join(kept)
             kept, n = [], 0
     if n: yield ''.join(kept)
 
+# %% ../../nbs/88d_learning.ipynb #lines-read
 def _read(source):
     "Lines of a file, of what is piped in, or of whatever gives lines"
     if source == '-': return nullcontext(sys.stdin)
     if isinstance(source, (str, Path)): return open(source, encoding='utf-8', errors='replace')
     return nullcontext(source)
 
+def _rest(ln):
+    "What is shorter than a frame, read when all else was"
+    yield from ln.feed((), rest=True)
+
+# %% ../../nbs/88d_learning.ipynb #line-parts
+def _bytes(rows): return sum(r['bytes'] for r in rows)
+
 def _bits(rows, k='bpb'):
     "Bits per byte of frames; those that were no number are left out"
     had = [r for r in rows if r[k] is not None]
-    return sum(r[k]*r['bytes'] for r in had)/max(1, sum(r['bytes'] for r in had))
+    bits = sum(r[k]*r['bytes'] for r in had)
+    return bits/max(1, _bytes(had))
 
-def _latest(rows, k): return next((r[k] for r in reversed(rows) if r[k] is not None), None)
+def _latest(rows, k):
+    known = (r[k] for r in reversed(rows) if r[k] is not None)
+    return next(known, None)
 
+def _undone(rows): return sum(r['rolled_back'] for r in rows)
+
+# %% ../../nbs/88d_learning.ipynb #line
 def _line(rows, n):
     "How the last `n` frames went"
-    now, kl, canary = rows[-n:], _latest(rows, 'kl'), _latest(rows, 'canary')
-    parts = [f"{sum(r['bytes'] for r in rows):,} bytes", f"{_bits(now):.3f} bits a byte, {_bits(now, 'base_bpb'):.3f} without learning"]
+    now = rows[-n:]
+    mine, base = _bits(now), _bits(now, 'base_bpb')
+    parts = [f'{_bytes(rows):,} bytes', f'{mine:.3f} bits a byte, {base:.3f} without learning']
+    canary, kl = _latest(rows, 'canary'), _latest(rows, 'kl')
     if canary is not None: parts.append(f'canaries {100*canary:+.1f} %')
     if kl is not None: parts.append(f'KL {kl:.3f}')
-    return ', '.join([*parts, f"rolled back {sum(r['rolled_back'] for r in rows)}"])
+    parts.append(f'rolled back {_undone(rows)}')
+    return ', '.join(parts)
 
-# %% ../../nbs/88d_learning.ipynb #lines-rest
+# %% ../../nbs/88d_learning.ipynb #summary
 def _summary(rows, seconds):
     "What it came to"
     if not rows: return 'There was nothing to read.'
-    n, mine, base = sum(r['bytes'] for r in rows), _bits(rows), _bits(rows, 'base_bpb')
+    mine, base = _bits(rows), _bits(rows, 'base_bpb')
     updates = sum(r['learned'] is not None for r in rows)
-    return f"Read {n:,} bytes in {seconds:.1f} s: {mine:.3f} bits a byte, {base:.3f} without learning ({mine-base:+.3f}); {updates} updates, rolled back {sum(r['rolled_back'] for r in rows)}."
+    return (f'Read {_bytes(rows):,} bytes in {seconds:.1f} s: '
+            f'{mine:.3f} bits a byte, {base:.3f} without learning ({mine-base:+.3f}); '
+            f'{updates} updates, rolled back {_undone(rows)}.')
 
+# %% ../../nbs/88d_learning.ipynb #lines-rest
 def learning_lines(
-    session:Session,         # whose learner
-    source,                  # path of a text file, '-' for what is piped in, or lines with their ends
-    every:int=8,             # frames between two lines
-    config:DeltaConfig=None, # how to learn
-    **kw                     # for `DeltaLearner`: anchor, canaries
-):                           # yields lines; the last says what it came to
+    session:Session,               # whose learner
+    source:str|Path|Iterable[str], # path of a text file, '-' for what is piped in, or lines with their ends
+    every:int=8,                   # frames between two lines
+    config:DeltaConfig|None=None,  # how to learn; None: as it was saved, or `DeltaConfig()`
+    **kw                           # for `DeltaLearner`: anchor, canaries
+) -> Iterator[str]:                # lines; the last says what it came to
     "Learn from a text, and say how it goes"
     if every < 1: raise ValueError(f'every: expected at least 1, got {every}')
-    ln, rows, t = session.learner(config, **kw), [], time.monotonic()
+    ln, rows = session.learner(config, **kw), []
+    start = time.monotonic()
     with _read(source) as lines:
         for row in itertools.chain(ln.stream(_passages(lines)), _rest(ln)):
             rows.append(row)
             if len(rows) % every == 0: yield _line(rows, every)
     if not ln.incognito: ln.save()
-    yield _summary(rows, time.monotonic()-t)
-
-def _rest(ln):
-    "What is shorter than a frame, read when all else was"
-    yield from ln.feed((), rest=True)
+    yield _summary(rows, time.monotonic()-start)
