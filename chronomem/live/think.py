@@ -6,16 +6,16 @@
 __all__ = ['Thought']
 
 # %% ../../nbs/82e_think.ipynb #imports
+from collections.abc import Sequence
 from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
-from ..backbone.thinking import thinking
 from ..core import generator
 from ..ladder.thoughts import about_key
 from .ask import _answers, _as_asked, _ladder_off, _shown, _through
 from .session import Session
 
-# %% ../../nbs/82e_think.ipynb #think
+# %% ../../nbs/82e_think.ipynb #thought
 @dataclass
 class Thought:
     "What is told about a thought"
@@ -23,40 +23,55 @@ class Thought:
     about: str    # the name it was given
     held: int     # thoughts that are held now
 
+# %% ../../nbs/82e_think.ipynb #freely
 def _freely(s, prompt, temperature, max_new_tokens, seed):
     "What the model writes"
     states, row, found = s.prompt(prompt, max_new_tokens)
     how = dict(do_sample=True, temperature=float(temperature), top_k=50) if temperature else {}
     with torch.random.fork_rng([]):
         if seed is not None: torch.manual_seed(seed)
-        return _answers([s], [_through(s, prompt, found)], states, [row], [found], max_new_tokens, **how)[0]
+        through = _through(s, prompt, found)
+        texts = _answers([s], [through], states, [row], [found], max_new_tokens, **how)
+    return texts[0]
 
+def _chosen(s, state, prompt, choices, temperature, seed):
+    "The choice that the model draws"
+    rng = None if seed is None else generator(seed, 'think')
+    with _as_asked(s.model, _ladder_off(s)): return s.model.choose(state, prompt, choices, temperature, rng)
+
+# %% ../../nbs/82e_think.ipynb #think
 @patch
 def think(self:Session,
-    prompt:str,             # what to think about
-    choices=None,           # texts, one of which is drawn and kept; None: think freely
-    about:str='',           # a name; a new thought about the same replaces the old one
-    temperature:float=1.,   # of the choice; 0: the likeliest
-    max_new_tokens:int=32,  # longest free thought
-    seed:int=None           # of the draw; None: torch's own
-) -> Thought:
+    prompt:str,                       # what to think about
+    choices:Sequence[str]|None=None,  # texts, one of which is drawn and kept; None: think freely
+    about:str='',                     # a name; a new thought about the same replaces the old one
+    temperature:float=1.,             # of the choice; 0: the likeliest
+    max_new_tokens:int=32,            # longest free thought
+    seed:int|None=None,               # of the draw; None: torch's own
+) -> Thought:                         # its length and name; not its text
     "Think something and say it to nobody; `ValueError` if nothing came of it, `OSError` if it couldn't be saved"
-    if not isinstance(prompt, str) or not prompt.strip(): raise ValueError(f'prompt: got {prompt!r}, expected what to think about')
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f'prompt: got {prompt!r}, expected what to think about')
     with self._alone(): epoch, state = self._epoch, _shown(self)
     if choices is None: text = _freely(self, prompt, temperature, max_new_tokens, seed)
-    else:
-        with _as_asked(self.model, _ladder_off(self)): text = self.model.choose(state, prompt, choices, temperature, seed if seed is None else generator(seed, 'think'))
+    else: text = _chosen(self, state, prompt, choices, temperature, seed)
     if not text.strip(): raise ValueError(f'prompt: nothing came of {prompt[:40]!r}; try again, or give choices')
     with self._alone(epoch): return self._think(text, about)
 
 # %% ../../nbs/82e_think.ipynb #keep
+def _held(state):
+    "How many thoughts a state holds"
+    return int((state.thoughts['n'] > 0).sum())
+
 @patch
 def _think(self:Session, text, about):
     "Keep a text as latents; the state on disk first"
     new = self.model.keep_thoughts(self.state, [text], about)
     self._hold(new)
-    n = new.thoughts['n'][0]
-    return Thought(int(n[new.thoughts['order'][0].argmax()]), about, int((n > 0).sum()))
+    n = new.thoughts['n'][0]             # [slots] tokens of each thought
+    order = new.thoughts['order'][0]     # [slots] when it was thought
+    last = order.argmax()
+    return Thought(int(n[last]), about, _held(new))
 
 @patch
 def _hold(self:Session, state):
@@ -69,15 +84,18 @@ def _hold(self:Session, state):
         self.state = was
         raise
 
+# %% ../../nbs/82e_think.ipynb #forget-thoughts
 @patch
 def forget_thoughts(self:Session,
-    about:str=None   # those about this; None: all
-)->int:              # thoughts that are gone
+    about:str|None=None, # those about this; None: all
+) -> int:                # thoughts that are gone
     "Forget what was thought, on disk too"
     with self._alone():
-        key = None if about is None else torch.tensor([about_key(about)], device=self.state.t.device)
-        new, had = self.state.clone(recurse=False), int((self.state.thoughts['n'] > 0).sum())
+        had = _held(self.state)
+        key = None
+        if about is not None: key = torch.tensor([about_key(about)], device=self.state.t.device)
+        new = self.state.clone(recurse=False)
         new.thoughts = self.model.lm.thoughts.drop(self.state.thoughts, key)
-        left = int((new.thoughts['n'] > 0).sum())
+        left = _held(new)
         if left < had: self._hold(new)
         return had-left
