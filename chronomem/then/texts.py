@@ -20,12 +20,18 @@ PASSAGE, SOURCE = 64, 96  # token ids of a record; bytes of its source
 ROLES = '', 'user', 'assistant', 'system'
 
 def text_fields(
-    width:int  # numbers of a dense key
-)->dict:       # for `TraceLog.create`
+    width:int,  # numbers of a dense key
+) -> dict:      # for `TraceLog.create`
     "What a record of a text holds"
-    return dict(ids=(PASSAGE, 'int32'), used=(1, 'int16'), span=(2, 'int16'), part=(1, 'int32'), left=(1, 'int32'), id=(1, 'int64'), role=(1, 'int8'), seek=(1, 'int8'),
-                at=(1, 'float64'), position=(1, 'int64'), source=(SOURCE, 'uint8'), words=(SLOTS, 'int32'), dense=(width, 'float16'))
+    return dict(
+        ids=(PASSAGE, 'int32'), used=(1, 'int16'), span=(2, 'int16'),
+        part=(1, 'int32'), left=(1, 'int32'),
+        id=(1, 'int64'), role=(1, 'int8'), seek=(1, 'int8'),
+        at=(1, 'float64'), position=(1, 'int64'), source=(SOURCE, 'uint8'),
+        words=(SLOTS, 'int32'), dense=(width, 'float16'),
+    )
 
+# %% ../../nbs/46_texts.ipynb #trace-class
 @dataclass
 class Trace:
     "A passage that was told, as a person sees it"
@@ -35,18 +41,21 @@ class Trace:
     role: str          # who said it; '': nobody in particular
     source: str        # file, microphone, chat, ...
     position: int      # where in the source
-    text: str = ''
+    text: str = ''     # what was said; the model decodes it from `ids`
     score: float = 0.  # how far above the others it was found; 0 if it wasn't searched for
-    ids: list = field(default_factory=list, repr=False)
-    gain: float|None = None # nats per token by which it makes the question likelier; None: nobody judged
-    cosine: float|None = None # with the question, by a sentence encoder; None: there is none
+    ids: list = field(default_factory=list, repr=False)  # token ids of what was said
+    gain: float|None = None    # nats per token by which it makes the question likelier; None: nobody judged
+    cosine: float|None = None  # with the question, by a sentence encoder; None: there is none
 
 # %% ../../nbs/46_texts.ipynb #source
 def _source(text):
     "A source as bytes [96]"
     b = text.encode()
-    if len(b) > SOURCE: b = '…'.encode() + b[3-SOURCE:].decode(errors='ignore').encode()
-    return np.frombuffer(b.ljust(SOURCE, b'\0'), np.uint8).copy()
+    if len(b) > SOURCE:
+        end = b[3-SOURCE:].decode(errors='ignore')   # three bytes are for the dots
+        b = f'…{end}'.encode()
+    padded = b.ljust(SOURCE, b'\0')
+    return np.frombuffer(padded, np.uint8).copy()
 
 def _source_text(b): return bytes(b.tolist()).rstrip(b'\0').decode(errors='replace')
 
@@ -57,14 +66,16 @@ def _until(lo, a, b, ends):
     "Where a passage ends that begins at `lo`, with words from `a` to `b`"
     hi = min(lo+PASSAGE, b)
     if hi == b: return b
-    stops = [i for i in range(max(a, lo)+1, hi+1) if ends[i-1]]
+    first = max(a, lo)+1
+    stops = [i for i in range(first, hi+1) if ends[i-1]]
     return stops[-1] if stops else hi
 
+# %% ../../nbs/46_texts.ipynb #passages
 def passages(
-    n:int,  # ids of the row
-    said,   # what is said in it: (first id, end, role) each, in order
-    ends    # [n] bool: does a sentence end with this id?
-)->list:    # records: (lo, hi, first id said, its end, role)
+    n:int,                           # ids of the row
+    said:list,                       # what is said in it: (first id, end, role) each, in order
+    ends:'list|torch.Tensor',        # [n] bool: does a sentence end with this id?
+) -> list:                           # records: (lo, hi, first id said, its end, role)
     "Cut a row into records; together they are the row"
     out, lo = [], 0
     for a, b, role in said:
@@ -81,27 +92,59 @@ def passages(
     return out + [(i, min(i+PASSAGE, n), i, i, '') for i in range(lo, n, PASSAGE)]
 
 # %% ../../nbs/46_texts.ipynb #pack
-def _text_id(t, at, row): return int.from_bytes(hashlib.sha256(repr((t, at, list(row))).encode()).digest()[:5], 'big')
+def _text_id(t, at, row):
+    told = repr((t, at, list(row)))
+    digest = hashlib.sha256(told.encode()).digest()
+    return int.from_bytes(digest[:5], 'big')
 
-def pack(
-    t:int,            # inference of the text's first piece
-    at:float,         # seconds
-    row,              # its ids
-    cut,              # from `passages`
-    texts,            # what each passage says
-    dense,            # [M,width] its dense key
-    source:str='',    # where it comes from
-    position:int=0,   # and where in there
-    seek=None         # [M] bool: may a question find it? None: where something is said
-)->AttrDict:          # a tensor [M,…] for each field
-    "A text as records"
-    M, seek = len(cut), [b > a for _, _, a, b, _ in cut] if seek is None else seek
+def _column(values, dtype):
+    "A number for each record [M,1], or two [M,2]"
+    return torch.tensor(values, dtype=dtype).view(len(values), -1)
+
+# %% ../../nbs/46_texts.ipynb #pack-fields
+def _passage_fields(row, cut):
+    "The fields in which the records of a text differ, [M,…] each"
+    M = len(cut)
     ids = torch.zeros(M, PASSAGE, dtype=torch.int32)
-    for i, (lo, hi, *_) in enumerate(cut): ids[i, :hi-lo] = torch.tensor(row[lo:hi])
-    col = lambda v, dtype: torch.tensor(v, dtype=dtype).view(M, -1)
-    one = dict(id=col([_text_id(t, at, row)]*M, torch.int64), at=col([at]*M, torch.float64), position=col([position]*M, torch.int64), source=torch.from_numpy(_source(source)).expand(M, -1))
-    return AttrDict(ids=ids, used=col([hi-lo for lo, hi, *_ in cut], torch.int16), span=col([(a-lo, b-lo) for lo, _, a, b, _ in cut], torch.int16), part=col([*range(M)], torch.int32), left=col([*range(M-1, -1, -1)], torch.int32),
-        role=col([ROLES.index(r) for *_, r in cut], torch.int8), seek=col(seek, torch.int8), words=torch.from_numpy(np.stack([sparse(s) for s in texts])), dense=dense.half(), **one)
+    for i, (lo, hi, *_) in enumerate(cut):
+        ids[i, :hi-lo] = torch.tensor(row[lo:hi])
+    used = [hi-lo for lo, hi, *_ in cut]
+    span = [(a-lo, b-lo) for lo, _, a, b, _ in cut]
+    role = [ROLES.index(r) for *_, r in cut]
+    return dict(
+        ids=ids,
+        used=_column(used, torch.int16),
+        span=_column(span, torch.int16),
+        part=_column([*range(M)], torch.int32),
+        left=_column([*range(M-1, -1, -1)], torch.int32),
+        role=_column(role, torch.int8),
+    )
+
+# %% ../../nbs/46_texts.ipynb #pack-text
+def pack(
+    t:int,               # inference of the text's first piece
+    at:float,            # seconds
+    row:list,            # its ids
+    cut:list,            # from `passages`
+    texts:list,          # what each passage says
+    dense:torch.Tensor,  # [M,width] its dense key
+    source:str='',       # where it comes from
+    position:int=0,      # and where in there
+    seek:list|None=None, # [M] bool: may a question find it? None: where something is said
+) -> AttrDict:           # a tensor [M,…] for each field
+    "A text as records"
+    M = len(cut)
+    if seek is None: seek = [b > a for _, _, a, b, _ in cut]
+    return AttrDict(
+        **_passage_fields(row, cut),
+        seek=_column(seek, torch.int8),
+        words=torch.from_numpy(np.stack([sparse(s) for s in texts])),
+        dense=dense.half(),
+        id=_column([_text_id(t, at, row)]*M, torch.int64),
+        at=_column([at]*M, torch.float64),
+        position=_column([position]*M, torch.int64),
+        source=torch.from_numpy(_source(source)).expand(M, -1),
+    )
 
 # %% ../../nbs/46_texts.ipynb #ram
 class RamLog:
@@ -110,65 +153,112 @@ class RamLog:
     def __init__(self): self.rows = []
     def __len__(self): return len(self.rows)
     @property
-    def last_time(self): return self.rows[-1].time if self.rows else -np.inf
-    def append(self, time, **fields):
-        self.rows += [AttrDict(time=float(t), **{k: v[i] for k, v in fields.items()}) for i, t in enumerate(time)]
-    def read(self, indices, bad='raise'):
-        rows = [self.rows[i] for i in indices]
-        both = {k: torch.stack([r[k] for r in rows]) for k in rows[0] if k != 'time'} if rows else {}
-        return AttrDict(time=torch.tensor([r.time for r in rows], dtype=torch.float64), valid=torch.ones(len(rows), dtype=torch.bool), **both)
-    def blocks(self, size=1024):
-        for i in range(0, len(self), size): yield self.read(range(i, min(i+size, len(self))))
-    def find(self, time): return bisect.bisect_left(self.rows, time, key=lambda r: r.time)
-    def cut(self, n): del self.rows[n:]
-    def close(self, mark=True): pass
+    def last_time(self) -> float: return self.rows[-1].time if self.rows else -np.inf
+    def cut(self,
+        n:int,  # number of the first record to take back
+    ): del self.rows[n:]
+    def close(self,
+        mark:bool=True,  # for a log on disk; nothing is marked here
+    ): pass
+
+# %% ../../nbs/46_texts.ipynb #ram-append
+@patch
+def append(self:RamLog,
+    time:'np.ndarray|torch.Tensor|list',  # [M], never before the last
+    **fields:torch.Tensor,                # [M,…] each
+):
+    "Keep records"
+    new = []
+    for i, t in enumerate(time):
+        row = {k: v[i] for k, v in fields.items()}
+        new.append(AttrDict(time=float(t), **row))
+    self.rows += new
+
+# %% ../../nbs/46_texts.ipynb #ram-read
+@patch
+def read(self:RamLog,
+    indices:'list|range',  # numbers of records
+    bad:str='raise',       # for a log on disk; nothing is damaged here
+) -> AttrDict:             # time, valid and the fields, [M,…] each
+    "Read some records"
+    rows = [self.rows[i] for i in indices]
+    names = [k for k in rows[0] if k != 'time'] if rows else []
+    fields = {k: torch.stack([r[k] for r in rows]) for k in names}
+    time = torch.tensor([r.time for r in rows], dtype=torch.float64)
+    valid = torch.ones(len(rows), dtype=torch.bool)
+    return AttrDict(time=time, valid=valid, **fields)
+
+# %% ../../nbs/46_texts.ipynb #ram-blocks
+@patch
+def blocks(self:RamLog,
+    size:int=1024,  # records of a block
+):
+    "Read all, a block at a time"
+    for lo in range(0, len(self), size):
+        hi = min(lo+size, len(self))
+        yield self.read(range(lo, hi))
+
+@patch
+def find(self:RamLog,
+    time:float,  # of a record
+) -> int:
+    "Number of the first record of this time or later"
+    return bisect.bisect_left(self.rows, time, key=lambda r: r.time)
 
 # %% ../../nbs/46_texts.ipynb #texts
 class Texts:
     "A person's text traces: a log, and an index over it"
     def __init__(self,
-        log,          # `TraceLog` of `text_fields`, or a `RamLog`
-        width:int,    # numbers of a dense key
-        device='cpu', # where the newest keys are
-        weight:float=2. # of the dense score; that of the sparse one is 1
-    ): self.log, self.width, self.device, self.weight, self._index = log, width, device, weight, None
+        log:TraceLog|RamLog,  # of `text_fields`
+        width:int,            # numbers of a dense key
+        device:'torch.device|str'='cpu', # where the newest keys are
+        weight:float=2.,      # of the dense score; that of the sparse one is 1
+    ):
+        self.log, self.width, self.device, self.weight = log, width, device, weight
+        self._index = None
     def __len__(self): return len(self.log)-self.log.first
 
+# %% ../../nbs/46_texts.ipynb #texts-add
 @patch
 def _add(self:Texts, b):
     "Enter a block into the index"
     i = self._index
     i.words.add(b.words)
     i.dense.add(b.dense)
-    i.seek.append(((b.seek[:, 0] > 0) & b.valid).numpy())
+    can = (b.seek[:, 0] > 0) & b.valid
+    i.seek.append(can.numpy())
 
+# %% ../../nbs/46_texts.ipynb #texts-index
 @patch
-def index(self:Texts):
+def index(self:Texts) -> AttrDict:  # words, dense, and seek: for each block [n] bool, may a question find it?
     "The index, made if need be"
     if self._index is None:
-        self._index = AttrDict(words=SparseIndex(), dense=KeyTiers(self.width, self.device), seek=[np.zeros(0, bool)])
+        dense = KeyTiers(self.width, self.device)
+        self._index = AttrDict(words=SparseIndex(), dense=dense, seek=[np.zeros(0, bool)])
         for b in self.log.blocks(1024): self._add(b)
     return self._index
 
-# %% ../../nbs/46_texts.ipynb #add
+# %% ../../nbs/46_texts.ipynb #stale
 @patch
 def stale(self:Texts):
     "Make the index anew when it is next needed"
     self._index = None
 
+# %% ../../nbs/46_texts.ipynb #add
 @patch
 def add(self:Texts,
-    t:int,   # inference of the first piece
-    records  # from `pack`
+    t:int,             # inference of the first piece
+    records:AttrDict,  # from `pack`
 ):
     "Keep a text; once this returns, it survives the process if the log is on disk"
     M = len(records.ids)
     self.log.append(np.full(M, float(t)), **records)
     if self._index is not None: self._add(AttrDict(records, valid=torch.ones(M, dtype=torch.bool)))
 
+# %% ../../nbs/46_texts.ipynb #texts-cut
 @patch
 def cut(self:Texts,
-    t:int  # an inference
+    t:int,  # an inference
 ):
     "Take back what was kept from inference `t` on"
     if self.log.last_time < t: return
@@ -177,58 +267,89 @@ def cut(self:Texts,
 
 # %% ../../nbs/46_texts.ipynb #trace
 def _trace(b, i, score=0.):
-    a, z = b.span[i].tolist()
-    return Trace(_name(int(b.id[i])), int(b.time[i]), float(b.at[i]), ROLES[int(b.role[i])], _source_text(b.source[i]), int(b.position[i]), score=score, ids=b.ids[i, a:z].tolist())
+    first, end = b.span[i].tolist()
+    return Trace(
+        id=_name(int(b.id[i])),
+        t=int(b.time[i]),
+        at=float(b.at[i]),
+        role=ROLES[int(b.role[i])],
+        source=_source_text(b.source[i]),
+        position=int(b.position[i]),
+        score=score,
+        ids=b.ids[i, first:end].tolist(),
+    )
 
+# %% ../../nbs/46_texts.ipynb #told
+def _told(b, i):
+    "Is record `i` of a block whole, and is anything said in it?"
+    first, end = b.span[i]
+    return b.valid[i] and end > first
+
+# %% ../../nbs/46_texts.ipynb #latest
 @patch
 def latest(self:Texts,
-    n:int=20  # at most
-)->list:      # newest first
+    n:int=20,  # at most
+) -> list:     # newest first
     "The last passages that were told"
-    at = [i for i in range(len(self.log)-1, self.log.first-1, -1)][:4*n]
-    b = self.log.read(at, bad='mask') if at else None
-    return [_trace(b, i) for i in range(len(at)) if b.valid[i] and b.span[i, 1] > b.span[i, 0]][:n]
+    newest_first = range(len(self.log)-1, self.log.first-1, -1)
+    at = [*newest_first[:4*n]]
+    if not at: return []
+    b = self.log.read(at, bad='mask')
+    found = [_trace(b, i) for i in range(len(at)) if _told(b, i)]
+    return found[:n]
 
 # %% ../../nbs/46_texts.ipynb #search
 @patch
 def scores(self:Texts,
-    words,   # sparse key of the question
-    dense,   # [width] its dense key
-    every=False  # also those that can't be an answer?
-)->np.ndarray:  # float32 [n]; -inf where a trace can't be an answer
+    words:torch.Tensor,  # sparse key of the question
+    dense:torch.Tensor,  # [width] its dense key
+    every:bool=False,    # also those that can't be an answer?
+) -> np.ndarray:         # float32 [n]; -inf where a trace can't be an answer
     "How well each record fits a question"
     i = self.index()
-    shared, can = i.words.score(words), np.concatenate(i.seek)
-    parts = shared + standard(shared, can) + self.weight*standard(i.dense.cosines(dense), can)
+    can = np.concatenate(i.seek)                                           # [n] bool
+    shared = i.words.score(words)                                          # [n]
+    meant = i.dense.cosines(dense)                                         # [n]
+    parts = shared + standard(shared, can) + self.weight*standard(meant, can)
     mean = parts/(2+self.weight)
     return mean if every else np.where(can, mean, -np.inf)
 
+# %% ../../nbs/46_texts.ipynb #reach
 @patch
 def reach(self:Texts,
-    least:float=.5 # times a logarithm that grows with how many traces can be an answer
-)->float:
+    least:float=.5,  # times a logarithm that grows with how many traces can be an answer
+) -> float:
     "The score that the best of unrelated traces seldom has"
     n = int(np.concatenate(self.index().seek).sum())
     return least*math.log(max(n+min(n, 10), 1))
 
+# %% ../../nbs/46_texts.ipynb #search-best
 @patch
 def search(self:Texts,
-    words,   # sparse key of the question
-    dense,   # [width] its dense key
-    k:int=3, # at most so many
-    every=False  # for a person who looks for something: also the model's words, and the very words of the question
-)->list:     # `Trace`s, best first
+    words:torch.Tensor,  # sparse key of the question
+    dense:torch.Tensor,  # [width] its dense key
+    k:int=3,             # at most so many
+    every:bool=False,    # for a person who looks: also the model's words, and the question's own
+) -> list:               # `Trace`s, best first
     "The traces that fit a question best"
     s = self.scores(words, dense, every)
     some = np.argsort(-s, kind='stable')[:k+16]
     some = some[np.isfinite(s[some])]
     if not len(some): return []
     b = self.log.read((some+self.log.first).tolist(), bad='mask')
-    return [_trace(b, j, float(s[i])) for j, i in enumerate(some) if b.valid[j] and b.span[j, 1] > b.span[j, 0] and (every or adds(b.words[j], words))][:k]
+    found = []
+    for j, i in enumerate(some):
+        if not _told(b, j): continue
+        if every or adds(b.words[j], words): found.append(_trace(b, j, float(s[i])))
+    return found[:k]
 
 # %% ../../nbs/46_texts.ipynb #whole-code
 @patch
-def close(self:Texts, mark=True): self.log.close(mark)
+def close(self:Texts,
+    mark:bool=True,  # mark a clean end, see `TraceLog.close`
+):
+    "Let go of the log"
+    self.log.close(mark)
 
 @patch
 def mend(self:Texts):
@@ -241,19 +362,37 @@ def mend(self:Texts):
     self._index = None
 
 # %% ../../nbs/46_texts.ipynb #life
+def _begun(b, i):
+    "A row without records yet, of the text that record `i` of a block belongs to"
+    return AttrDict(
+        id=_name(int(b.id[i])), t=int(b.time[i]), at=float(b.at[i]),
+        ids=[], said=[],
+        source=_source_text(b.source[i]), position=int(b.position[i]),
+        records=[],
+    )
+
+# %% ../../nbs/46_texts.ipynb #life-grow
+def _grow(row, b, i):
+    "Put record `i` of a block behind a row"
+    span = b.span[i]+len(row.ids)
+    first, end = span.tolist()
+    if end > first: row.said.append((first, end, ROLES[int(b.role[i])]))
+    used = int(b.used[i])
+    row.ids += b.ids[i, :used].tolist()
+    record = {k: v[i] for k, v in b.items() if k not in ('seq', 'time', 'valid')}
+    row.records.append(record)
+
+# %% ../../nbs/46_texts.ipynb #life-rows
 @patch
-def rows(self:Texts):
-    "Every text: AttrDict(id, t, at, ids, said, source, position, records), in order; one with a damaged record raises `StateError`"
+def rows(self:Texts):  # yields an AttrDict(id, t, at, ids, said, source, position, records) each
+    "Every text, in order; one with a damaged record raises `StateError`"
     row = None
     for b in self.log.blocks(1024):
         for i in range(len(b.time)):
             if not b.valid[i]: raise StateError(f'a text of inference {int(b.time[i])} is damaged')
             if row is None and b.part[i] > 0: continue         # retention has let go of its head
-            if row is None: row = AttrDict(id=_name(int(b.id[i])), t=int(b.time[i]), at=float(b.at[i]), ids=[], said=[], source=_source_text(b.source[i]), position=int(b.position[i]), records=[])
-            a, z = (b.span[i]+len(row.ids)).tolist()
-            if z > a: row.said.append((a, z, ROLES[int(b.role[i])]))
-            row.ids += b.ids[i, :int(b.used[i])].tolist()
-            row.records.append({k: v[i] for k, v in b.items() if k not in ('seq', 'time', 'valid')})
+            if row is None: row = _begun(b, i)
+            _grow(row, b, i)
             if b.left[i] == 0:
                 yield row
                 row = None
