@@ -97,7 +97,7 @@ ROWS = [
     *_rows('then/log.py', 'test_log.py',
         ("& (rec['tag'] == tag).all(-1)", '', 'swapped_and_foreign'),
         ('data, offset = data[n:], offset+n', 'data, offset = data[n:], offset', 'short_writes'),
-        ('finally: os.close(fd)\n        self.disk.fsync(self.dir)\n', 'finally: os.close(fd)\n', 'safe_before'),
+        ('finally: os.close(fd)\n    self.disk.fsync(self.dir)\n', 'finally: os.close(fd)\n', 'safe_before'),
         ('            self._undo(had)\n', '', 'taken_back'),
         ('last.first < self.n <= before', 'last.first < self.n < before', 'fails_anywhere'),
         ("if got['digest'] != ", "if False and got['digest'] != ", 'floor_of_nobody')),
