@@ -8,6 +8,7 @@ __all__ = ['Rotation', 'rotate', 'find_rotation', 'KV', 'take', 'turn', 'within'
 # %% ../../nbs/43_attention.ipynb #imports
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
@@ -20,91 +21,117 @@ class Rotation:
     pairs: bool         # are the two of a pair neighbours, as in GPT-J, or half a width apart, as in Llama?
     first: int          # where the turned dimensions begin
 
+# %% ../../nbs/43_attention.ipynb #rotate-keys
 def rotate(
-    k,          # keys, [B,H,S,D]
-    by,         # positions to turn them by, [B,S]
-    r:Rotation  # how this layer turns
-):              # [B,H,S,D]
+    k:torch.Tensor,   # keys, [B,H,S,D]
+    by:torch.Tensor,  # positions to turn them by, [B,S]
+    r:Rotation,       # how this layer turns
+) -> torch.Tensor:    # [B,H,S,D]
     "Keys as they would be some positions further on"
     n = len(r.freq)
     if not n: return k
-    angle = by.cpu().double()[:, None, :, None]*r.freq.double()
-    cos, sin = angle.cos().float().to(k.device), angle.sin().float().to(k.device)
+    angle = by.cpu().double()[:, None, :, None]*r.freq.double()      # [B,1,S,n]
+    cos = angle.cos().float().to(k.device)
+    sin = angle.sin().float().to(k.device)
     before, part, after = k.float().tensor_split([r.first, r.first+2*n], -1)
-    a, b = (part[..., ::2], part[..., 1::2]) if r.pairs else part.chunk(2, -1)
-    new = a*cos - b*sin, b*cos + a*sin
-    part = torch.stack(new, -1).flatten(-2) if r.pairs else torch.cat(new, -1)
+    if r.pairs: a, b = part[..., ::2], part[..., 1::2]               # [B,H,S,n] each
+    else: a, b = part.chunk(2, -1)
+    new_a = a*cos - b*sin
+    new_b = b*cos + a*sin
+    if r.pairs: part = torch.stack([new_a, new_b], -1).flatten(-2)   # [B,H,S,2n]
+    else: part = torch.cat([new_a, new_b], -1)
     return torch.cat([before, part, after], -1).to(k.dtype)
 
 # %% ../../nbs/43_attention.ipynb #find-rotation
 def _off(a, b):
     "Largest difference, relative to what is expected"
-    return float((a.float()-b.float()).abs().max()/b.float().abs().max().clamp(min=1e-6))
+    a, b = a.float(), b.float()
+    largest = b.abs().max().clamp(min=1e-6)
+    return float((a-b).abs().max()/largest)
 
-def find_rotation(
-    k,     # keys of a text, [B,H,S,D]
-    later, # keys of the same text, stored `by` positions further on
-    by,    # [B,S]
-    freqs, # the model's rotary frequencies, a list of 1-D tensors
-    tol    # largest relative difference
-):         # a `Rotation`, or None if none fits
-    "The rotation that turns one into the other"
-    D, found = k.shape[-1], [Rotation(torch.zeros(0), False, 0)]
+def _rotations(freqs, D):
+    "All that could be: none, and each list of frequencies in both kinds of pairs, at the front and at the end"
+    yield Rotation(torch.zeros(0), False, 0)
     for f in freqs:
-        if 2*len(f) <= D: found += [Rotation(f.detach().cpu(), p, i) for p in (False, True) for i in {0, D-2*len(f)}]
-    best = min(found, key=lambda r: _off(rotate(k, by, r), later))
-    return best if _off(rotate(k, by, best), later) <= tol else None
+        rest = D-2*len(f)
+        if rest < 0: continue
+        for pairs in (False, True):
+            for first in {0, rest}: yield Rotation(f.detach().cpu(), pairs, first)
+
+# %% ../../nbs/43_attention.ipynb #find-rotation-best
+def find_rotation(
+    k:torch.Tensor,      # keys of a text, [B,H,S,D]
+    later:torch.Tensor,  # keys of the same text, stored `by` positions further on
+    by:torch.Tensor,     # [B,S]
+    freqs:list,          # the model's rotary frequencies, 1-D tensors
+    tol:float,           # largest relative difference
+) -> Rotation|None:      # None if none fits
+    "The rotation that turns one into the other"
+    best, least = None, None
+    for r in _rotations(freqs, k.shape[-1]):
+        off = _off(rotate(k, by, r), later)
+        if best is None or off < least: best, least = r, off
+    return best if least <= tol else None
 
 # %% ../../nbs/43_attention.ipynb #kv
 @dataclass(frozen=True, eq=False)
 class KV:
     "Keys and values that a model made of a text, layer by layer"
-    layers: tuple        # numbers of the layers
-    keys: tuple          # for each layer [B,Hkv,S,D], turned to the positions `at`
-    values: tuple        # for each layer [B,Hkv,S,Dv]
-    mask: torch.Tensor   # [B,S] bool, where a token is live
-    at: torch.Tensor     # [B,S] positions
-    turns: tuple = None  # for each layer its `Rotation`; None: positions are in the embeddings and can't be changed
+    layers: tuple           # numbers of the layers
+    keys: tuple             # for each layer [B,Hkv,S,D], turned to the positions `at`
+    values: tuple           # for each layer [B,Hkv,S,Dv]
+    mask: torch.Tensor      # [B,S] bool, where a token is live
+    at: torch.Tensor        # [B,S] positions
+    turns: tuple|None = None # for each layer its `Rotation`; None: positions are in the embeddings and can't be changed
     @property
-    def end(self):
+    def end(self) -> torch.Tensor:
         "The position after each row's last token, [B]"
-        return (self.at+1).masked_fill(~self.mask, 0).amax(1) if self.mask.shape[1] else self.at.new_zeros(len(self.at))
+        if not self.mask.shape[1]: return self.at.new_zeros(len(self.at))
+        return (self.at+1).masked_fill(~self.mask, 0).amax(1)
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         "Size of its tensors"
-        return sum(t.numel()*t.element_size() for t in (*self.keys, *self.values, self.mask, self.at))
+        layers = *self.keys, *self.values
+        return sum(t.numel()*t.element_size() for t in (*layers, self.mask, self.at))
     def __len__(self): return len(self.mask)
 
 # %% ../../nbs/43_attention.ipynb #take
 def take(
-    kv:KV,
-    rows,        # numbers of rows, in order, each as often as it is wanted; or a tensor of them
-    columns=None # which tokens, as an index of the last axis; None: all
-)->KV:
+    kv:KV,                                  # stored texts
+    rows:list|torch.Tensor,                 # numbers of rows, in order, each as often as it is wanted
+    columns:slice|list|torch.Tensor|None=None, # which tokens, as an index of the last axis; None: all
+) -> KV:
     "Some rows of a stored text, and some of its tokens"
     rows = torch.as_tensor(rows, device=kv.mask.device)
-    pick = lambda x: x[rows] if columns is None else x[rows][:, columns]
-    both = lambda xs: tuple(x[rows] if columns is None else x[rows][:, :, columns] for x in xs)
-    return replace(kv, keys=both(kv.keys), values=both(kv.values), mask=pick(kv.mask), at=pick(kv.at))
+    def pick(x):                            # [B,S], or [B,Hkv,S,D]
+        x = x[rows]
+        if columns is None: return x
+        return x[:, columns] if x.ndim == 2 else x[:, :, columns]
+    keys, values = (tuple(map(pick, xs)) for xs in (kv.keys, kv.values))
+    return replace(kv, keys=keys, values=values, mask=pick(kv.mask), at=pick(kv.at))
 
 # %% ../../nbs/43_attention.ipynb #turn
 def turn(
-    kv:KV,
-    shift  # positions to move on; a number, or one for each row [B], or for each token [B,S]
-)->KV:
+    kv:KV,                   # stored texts
+    shift:int|torch.Tensor,  # positions to move on; a number, or one for each row [B], or for each token [B,S]
+) -> KV:
     "A stored text moved to other positions; exact, as only differences of positions count"
     shift = torch.as_tensor(shift, device=kv.at.device)
-    by = (shift[:, None] if shift.ndim == 1 else shift).expand_as(kv.at)
+    if shift.ndim == 1: shift = shift[:, None]
+    by = shift.expand_as(kv.at)                                    # [B,S]
     if not by.any(): return kv
-    if kv.turns is None: raise ValueError('kv: this model puts positions into its embeddings, and what is stored can\'t be moved; expected shift=0, or store it again with start=')
-    return replace(kv, keys=tuple(rotate(k, by, r) for k, r in zip(kv.keys, kv.turns)), at=kv.at+by)
+    if kv.turns is None:
+        raise ValueError('kv: this model puts positions into its embeddings, and what is stored can\'t be moved; '
+                         'expected shift=0, or store it again with start=')
+    keys = tuple(rotate(k, by, r) for k, r in zip(kv.keys, kv.turns))
+    return replace(kv, keys=keys, at=kv.at+by)
 
 # %% ../../nbs/43_attention.ipynb #within
 def within(
-    kvs,    # stored texts of one row each, the most wanted first
-    budget  # tokens, at most; None: no limit
-):          # those that fit, in the same order
-    "Whole texts as long as they fit into a budget; one that is too long is left out, and shorter ones after it may come in"
+    kvs:list,         # stored texts of one row each, the most wanted first
+    budget:int|None,  # tokens, at most; None: no limit
+) -> list:            # those that fit, in the same order
+    "Whole texts that fit into a budget; one that is too long is left out, and shorter ones after it may come in"
     out, left = [], float('inf') if budget is None else budget
     for kv in kvs:
         n = int(kv.mask.sum())
@@ -118,55 +145,84 @@ def _consecutive(kvs):
     "Texts of one row each, without dead tokens, turned so that each begins where the last one ends"
     out, end = [], 0
     for kv in kvs:
-        if len(kv) != 1: raise ValueError(f'rows: expected stored texts of one row each, got one of {len(kv)}; take(kv, [i]) picks a row')
+        if len(kv) != 1:
+            raise ValueError(f'rows: expected stored texts of one row each, got one of {len(kv)}; '
+                             'take(kv, [i]) picks a row')
         kv = take(kv, [0], kv.mask[0])
         if not kv.mask.shape[1]: continue
-        out.append(turn(kv, end-int(kv.at[0, 0])))
+        begin = int(kv.at[0, 0])
+        out.append(turn(kv, end-begin))
         end = int(out[-1].at[0, -1])+1
     return out
 
-def _row(kvs, width):
-    "One row of consecutive texts, dead tokens in front, as [keys], [values], mask and positions"
-    n = sum(kv.mask.shape[1] for kv in kvs)
-    fill = lambda xs, dim: F.pad(torch.cat(xs, dim), (0, 0)*(dim == 2) + (width-n, 0))
-    each = lambda name: [fill(xs, 2) for xs in zip(*(getattr(kv, name) for kv in kvs))]
-    return each('keys'), each('values'), fill([kv.mask for kv in kvs], 1), fill([kv.at for kv in kvs], 1)
+def _width(kvs):
+    "Tokens of some texts"
+    return sum(kv.mask.shape[1] for kv in kvs)
 
+# %% ../../nbs/43_attention.ipynb #pad-rows
+def _join(kvs, width):
+    "One row of consecutive texts, dead tokens in front"
+    empty = width-_width(kvs)
+    def layers(name):
+        "[1,Hkv,S,D] of each text → [1,Hkv,width,D], layer by layer"
+        by_text = (getattr(kv, name) for kv in kvs)
+        whole = (torch.cat(xs, 2) for xs in zip(*by_text))
+        return tuple(F.pad(x, (0, 0, empty, 0)) for x in whole)
+    def tokens(name):
+        "[1,S] of each text → [1,width]"
+        whole = torch.cat([getattr(kv, name) for kv in kvs], 1)
+        return F.pad(whole, (empty, 0))
+    return replace(kvs[0], keys=layers('keys'), values=layers('values'), mask=tokens('mask'), at=tokens('at'))
+
+# %% ../../nbs/43_attention.ipynb #dead-row
 def _dead(like, width):
     "A row without a live token"
-    blank = lambda x: x.new_zeros(1, x.shape[1], width, x.shape[3])
-    return [*map(blank, like.keys)], [*map(blank, like.values)], like.mask.new_zeros(1, width), like.at.new_zeros(1, width)
+    def blank(x): return x.new_zeros(1, x.shape[1], width, x.shape[3])    # [1,Hkv,width,D]
+    return replace(
+        like,
+        keys=tuple(map(blank, like.keys)),
+        values=tuple(map(blank, like.values)),
+        mask=like.mask.new_zeros(1, width),
+        at=like.at.new_zeros(1, width),
+    )
 
 # %% ../../nbs/43_attention.ipynb #line-up
 def line_up(
-    rows,        # for each row of a batch, a list of stored texts of one row each, in the order in which they will stand
-    budget=None  # tokens a row, at most; texts at the front of a list are kept first
-):               # one `KV` of that many rows; None: nobody remembers anything
+    rows:list,             # for each row of a batch, a list of stored texts of one row each, in order
+    budget:int|None=None,  # tokens a row, at most; texts at the front of a list are kept first
+) -> KV|None:              # of that many rows; None: nobody remembers anything
     "Put stored texts one after the other, as if they had been one text"
     rows = [_consecutive(within(r, budget)) for r in rows]
-    width = max((sum(kv.mask.shape[1] for kv in r) for r in rows), default=0)
+    width = max(map(_width, rows), default=0)
     if not width: return None
     like = next(kv for r in rows for kv in r)
-    parts = [_row(r, width) if r else _dead(like, width) for r in rows]
-    keys, values = (tuple(torch.cat(xs) for xs in zip(*(p[i] for p in parts))) for i in (0, 1))
-    return replace(like, keys=keys, values=values, mask=torch.cat([p[2] for p in parts]), at=torch.cat([p[3] for p in parts]))
+    parts = [_join(r, width) if r else _dead(like, width) for r in rows]
+    keys = tuple(map(torch.cat, zip(*(p.keys for p in parts))))
+    values = tuple(map(torch.cat, zip(*(p.values for p in parts))))
+    mask, at = torch.cat([p.mask for p in parts]), torch.cat([p.at for p in parts])    # [B,width]
+    return replace(like, keys=keys, values=values, mask=mask, at=at)
 
 # %% ../../nbs/43_attention.ipynb #cache
 class KVCache:
     "Stored texts by name, the latest used ones, up to a number of bytes; in memory only"
     def __init__(self,
-        bytes=2**28, # room for keys and values
-        dtype=None   # torch.float16 halves their size; None: as they come
+        bytes:int=2**28,              # room for keys and values
+        dtype:torch.dtype|None=None,  # torch.float16 halves their size; None: as they come
     ):
         if bytes < 0: raise ValueError(f'bytes: expected 0 or more, got {bytes}')
-        self.bytes, self.dtype, self.nbytes, self.hits, self.misses = bytes, dtype, 0, 0, 0
+        self.bytes, self.dtype = bytes, dtype
+        self.nbytes, self.hits, self.misses = 0, 0, 0
         self._all, self._lock = OrderedDict(), threading.Lock()
     def __len__(self): return len(self._all)
-    def __repr__(self): return f'KVCache({len(self)} texts, {self.nbytes:,} of {self.bytes:,} bytes, {self.hits} hits, {self.misses} misses)'
+    def __repr__(self):
+        room = f'{self.nbytes:,} of {self.bytes:,} bytes'
+        return f'KVCache({len(self)} texts, {room}, {self.hits} hits, {self.misses} misses)'
 
 # %% ../../nbs/43_attention.ipynb #cache-use
 @patch
-def get(self:KVCache, key):
+def get(self:KVCache,
+    key:Hashable,  # its name
+) -> KV|None:
     "The stored text of this name, or None"
     with self._lock:
         kv = self._all.get(key)
@@ -177,13 +233,20 @@ def get(self:KVCache, key):
         self._all.move_to_end(key)
         return kv
 
+# %% ../../nbs/43_attention.ipynb #cache-put
 @patch
 def _small(self:KVCache, xs):
+    "A copy of some tensors in the cache's precision, unless that spoils one"
     new = tuple(x.detach().to(self.dtype or x.dtype, copy=True) for x in xs)
-    return new if all(x.isfinite().all() for x in new) else tuple(x.detach().clone() for x in xs)
+    if all(x.isfinite().all() for x in new): return new
+    return tuple(x.detach().clone() for x in xs)
 
+# %% ../../nbs/43_attention.ipynb #cache-keep
 @patch
-def put(self:KVCache, key, kv):
+def put(self:KVCache,
+    key:Hashable,  # its name
+    kv:KV,         # stored texts
+) -> KV:           # the copy that is kept
     "Keep a text; those that weren't used for longest make room. One that is too large is not kept"
     kv = replace(kv, keys=self._small(kv.keys), values=self._small(kv.values))
     with self._lock:
@@ -191,7 +254,9 @@ def put(self:KVCache, key, kv):
         if kv.nbytes > self.bytes: return kv
         self._all[key] = kv
         self.nbytes += kv.nbytes
-        while self.nbytes > self.bytes: self._drop(next(iter(self._all)))
+        while self.nbytes > self.bytes:
+            oldest = next(iter(self._all))
+            self._drop(oldest)
     return kv
 
 # %% ../../nbs/43_attention.ipynb #cache-drop
@@ -201,10 +266,13 @@ def _drop(self:KVCache, key):
     if kv is not None: self.nbytes -= kv.nbytes
 
 @patch
-def drop(self:KVCache, key):
+def drop(self:KVCache,
+    key:Hashable,  # its name
+):
     "Forget one text"
     with self._lock: self._drop(key)
 
+# %% ../../nbs/43_attention.ipynb #cache-clear
 @patch
 def clear(self:KVCache):
     "Forget all; needed when the model's weights or adapters have changed"
@@ -212,8 +280,12 @@ def clear(self:KVCache):
         self._all.clear()
         self.nbytes = 0
 
+# %% ../../nbs/43_attention.ipynb #cache-get-or
 @patch
-def get_or(self:KVCache, key, make):
+def get_or(self:KVCache,
+    key:Hashable,   # its name
+    make:Callable,  # gives the `KV` if there is none
+) -> KV:
     "The stored text of this name; `make` makes it if there is none"
     kv = self.get(key)
     return self.put(key, make()) if kv is None else kv
