@@ -17,84 +17,104 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _TIME = re.compile(r'(?<![\d:])\d{1,2}(?::\d\d){1,2}(?![\d:])')
 _DENSE_SCRIPT = re.compile(r'[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]')  # Thai, kana, Han: no spaces between words
 
-def _pairs(word): return [word[i:i+2] for i in range(max(1, len(word)-1))]
+def _pairs(word):
+    last = max(1, len(word)-1)
+    return [word[i:i+2] for i in range(last)]
 
 def words(
-    text:str  # any text
-)->list:      # its words, in order, lower case
+    text:str,  # any text
+) -> list:     # its words, in order, lower case
     "The words by which a text is found"
-    found = [w.removesuffix("'s") for w in _WORD.findall(text.lower().replace('’', "'"))]
-    return [p for w in found for p in (_pairs(w) if _DENSE_SCRIPT.search(w) else [w])] + _TIME.findall(text)
+    found = []
+    for w in _WORD.findall(text.lower().replace('’', "'")):
+        w = w.removesuffix("'s")
+        found += _pairs(w) if _DENSE_SCRIPT.search(w) else [w]
+    return found + _TIME.findall(text)
 
 # %% ../../nbs/45_keys.ipynb #sparse
 SLOTS = 48  # distinct words that a sparse key holds; a trace has at most 64 tokens
 
 def sparse(
-    text:str,       # any text
-    slots:int=SLOTS # width of the key
-)->np.ndarray:      # int32 [slots], 0 behind the last word
+    text:str,         # any text
+    slots:int=SLOTS,  # width of the key
+) -> np.ndarray:      # int32 [slots], 0 behind the last word
     "The sparse key of a text: the numbers of its words, in order of appearance"
-    found = [zlib.crc32(w.encode()) & 0x7fffffff or 1 for w in dict.fromkeys(words(text))][:slots]
-    return np.array(found + [0]*(slots-len(found)), np.int32)
+    distinct = dict.fromkeys(words(text))
+    found = [zlib.crc32(w.encode()) & 0x7fffffff or 1 for w in distinct][:slots]
+    empty = [0]*(slots-len(found))
+    return np.array(found + empty, np.int32)
 
 # %% ../../nbs/45_keys.ipynb #index
 class SparseIndex:
     "Which traces hold a word: for each word the list of its traces, in memory"
     def __init__(self): self.n, self.lists = 0, defaultdict(partial(array, 'I'))
     def add(self,
-        keys  # int [M,slots] from `sparse`
+        keys:'np.ndarray|torch.Tensor',  # int [M,slots] from `sparse`
     ):
         "Traces `n` to `n+M-1`"
         for i, row in enumerate(keys.tolist(), self.n):
             for w in row:
                 if w: self.lists[w].append(i)
         self.n += len(keys)
-    def idf(self, word:int)->float:
+    def idf(self,
+        word:int,  # its number in a sparse key
+    ) -> float:
         "How much a word tells"
         has = len(self.lists.get(word, ()))
         return math.log(1 + (self.n-has+.5)/(has+.5))
     def score(self,
-        key  # int [slots] of the question
-    )->np.ndarray:  # float32 [n]
+        key:'np.ndarray|torch.Tensor',  # int [slots] of the question
+    ) -> np.ndarray:                    # float32 [n]
         "Sum of the weights of shared words, in words that a single trace has"
         s = np.zeros(self.n, np.float32)
         for w in key.tolist():
-            if w in self.lists: s[np.frombuffer(self.lists[w], np.uint32)] += self.idf(w)
+            if w not in self.lists: continue
+            holders = np.frombuffer(self.lists[w], np.uint32)
+            s[holders] += self.idf(w)
         return s/math.log(1 + (max(self.n, 1)-.5)/1.5)
 
 # %% ../../nbs/45_keys.ipynb #standard
 def standard(
-    s,         # scores of all traces [n]
-    among=None # bool [n]: those that count; None: all
-):             # float32 [n], mean 0 and deviation 1 among those; 0 where all are alike
+    s:'np.ndarray|list',            # scores of all traces [n]
+    among:'np.ndarray|None'=None,   # bool [n]: those that count; None: all
+) -> np.ndarray:                    # float32 [n], mean 0 and deviation 1 among those; 0 where all are alike
     "How unusual is each score among all?"
     s = np.asarray(s, np.float32)
     some = s if among is None else s[among]
-    return (s-some.mean())/max(float(some.std()), 1e-9) if len(some) else np.zeros_like(s)
+    if not len(some): return np.zeros_like(s)
+    deviation = max(float(some.std()), 1e-9)
+    return (s-some.mean())/deviation
 
+# %% ../../nbs/45_keys.ipynb #adds
 def adds(
-    trace, # sparse key of a trace
-    asked  # sparse key of the question
-)->bool:
-    "Does a trace hold a word that the question doesn't? One that doesn't is the question itself, asked before, and answers nothing"
-    return bool(set(trace.tolist()) - set(asked.tolist()) - {0})
+    trace:'np.ndarray|torch.Tensor',  # sparse key of a trace
+    asked:'np.ndarray|torch.Tensor',  # sparse key of the question
+) -> bool:
+    "Does a trace hold a word that the question doesn't? If not, it is the question asked before, and answers nothing"
+    new = set(trace.tolist()) - set(asked.tolist())
+    return bool(new - {0})
 
 # %% ../../nbs/45_keys.ipynb #bm25
 class BM25:
     "Okapi BM25 (Robertson and others 1994): texts found by words, as is usual"
     def __init__(self,
-        texts,        # of str
-        k1:float=1.2, # how soon a repeated word stops counting
-        b:float=.75   # how much long texts are marked down
+        texts:list,    # of str
+        k1:float=1.2,  # how soon a repeated word stops counting
+        b:float=.75,   # how much long texts are marked down
     ):
         self.docs, self.k1, self.b = [words(t) for t in texts], k1, b
         self.mean = sum(map(len, self.docs))/max(len(self.docs), 1)
         self.df = Counter(w for d in self.docs for w in {*d})
+    def _idf(self, word):
+        n, has = len(self.docs), self.df[word]
+        return math.log(1 + (n-has+.5)/(has+.5))
+    def _weight(self, doc, word):
+        times = doc.count(word)
+        length = 1-self.b+self.b*len(doc)/self.mean
+        return times*(self.k1+1)/(times+self.k1*length)
     def scores(self,
-        question:str
-    )->list:          # one for each text
+        question:str,  # any text
+    ) -> list:         # one for each text
         "How well each text fits"
-        n = len(self.docs)
-        idf = {w: math.log(1 + (n-self.df[w]+.5)/(self.df[w]+.5)) for w in words(question) if w in self.df}
-        weigh = lambda d, w: d.count(w)*(self.k1+1)/(d.count(w)+self.k1*(1-self.b+self.b*len(d)/self.mean))
-        return [sum(i*weigh(d, w) for w, i in idf.items()) for d in self.docs]
+        idf = {w: self._idf(w) for w in words(question) if w in self.df}
+        return [sum(i*self._weight(d, w) for w, i in idf.items()) for d in self.docs]
