@@ -13,49 +13,59 @@ from fastcore.basics import patch
 class KeyTiers:
     "Dense keys of one owner, to be compared with a question"
     def __init__(self,
-        width:int,     # numbers of a key
-        device='cpu',  # where the newest are
-        hot:int=8192,  # how many keys L1 holds at most; 19 MB for 576 numbers
-        page:int=4096  # keys of a page of L2
+        width:int,      # numbers of a key
+        device:'torch.device|str'='cpu',  # where the newest are
+        hot:int=8192,   # how many keys L1 holds at most; 19 MB for 576 numbers
+        page:int=4096,  # keys of a page of L2
     ):
         if not 1 <= page <= hot: raise ValueError(f'page: got {page}, expected 1 to hot={hot}')
         self.width, self.hot, self.page = width, hot, page
         self.l1, self.l2 = torch.zeros(0, width, device=device), []
-        self.sum, self.norms = torch.zeros(width, dtype=torch.float64), []
+        self.sum = torch.zeros(width, dtype=torch.float64)
+        self.norms = []
     def __len__(self): return len(self.l1) + sum(map(len, self.l2))
 
 # %% ../../nbs/41_tiers.ipynb #add
 def unit(
-    x  # [M,width]
-):     # float32 [M,width], each of length 1, or 0 where nothing was
+    x:'torch.Tensor|np.ndarray',  # [M,width]
+) -> torch.Tensor:                # float32 [M,width], each of length 1, or 0 where nothing was
     "Keys as they are stored"
-    return torch.nn.functional.normalize(torch.as_tensor(x).float(), dim=-1)
+    x = torch.as_tensor(x).float()
+    return torch.nn.functional.normalize(x, dim=-1)
 
+# %% ../../nbs/41_tiers.ipynb #add-keys
 @patch
 def add(self:KeyTiers,
-    x  # [M,width], in order of time
+    x:'torch.Tensor|np.ndarray',  # [M,width], in order of time
 ):
     "Keep keys"
     x = unit(x).to(self.l1.device)
-    if x.ndim != 2 or x.shape[1] != self.width: raise ValueError(f'x: got {list(x.shape)}, expected [M,{self.width}]')
+    if x.ndim != 2 or x.shape[1] != self.width:
+        raise ValueError(f'x: got {list(x.shape)}, expected [M,{self.width}]')
     self.sum += x.double().sum(0).cpu()
     self.l1 = torch.cat([self.l1, x])
     while len(self.l1) > self.hot:
-        self.l2.append(self.l1[:self.page].cpu().half())
-        self.l1 = self.l1[self.page:]
+        oldest, self.l1 = self.l1[:self.page], self.l1[self.page:]
+        self.l2.append(oldest.cpu().half())
 
 # %% ../../nbs/41_tiers.ipynb #cosine
 @patch
 def cosines(self:KeyTiers,
-    q  # [width], the question's key
-)->np.ndarray:  # float32 [n], oldest first
+    q:torch.Tensor,  # [width], the question's key
+) -> np.ndarray:     # float32 [n], oldest first
     "Centred cosines of a question with all keys"
     n = len(self)
     if not n: return np.zeros(0, np.float32)
     mean = (self.sum/n).float()
     q = unit(q[None])[0].cpu()-mean
-    both = torch.stack([q, mean], 1)
-    def products(x): return (x @ both.to(x.device)).cpu(), x.square().sum(1).cpu()
-    dots, size = map(torch.cat, zip(*[products(p.float()) for p in (*self.l2, self.l1)]))
-    away = (size - 2*dots[:, 1] + mean.square().sum()).clamp(min=1e-12).sqrt()
-    return ((dots[:, 0] - mean @ q)/(away*q.norm().clamp(min=1e-12))).numpy()
+    both = torch.stack([q, mean], 1)                               # [width,2]
+    dots, squares = [], []
+    for page in (*self.l2, self.l1):
+        x = page.float()
+        dots.append((x @ both.to(x.device)).cpu())                 # [M,2]
+        squares.append(x.square().sum(1).cpu())                    # [M]
+    along, common = torch.cat(dots).unbind(1)                      # x·(q-μ) and x·μ, [n] each
+    square = torch.cat(squares) - 2*common + mean.square().sum()   # of the distance from the mean
+    away = square.clamp(min=1e-12).sqrt()
+    cosine = (along - mean @ q)/(away*q.norm().clamp(min=1e-12))
+    return cosine.numpy()
