@@ -57,30 +57,38 @@ class DeltaConfig(Config):
     seed: int = 0              # of the weights and of every choice
 
 # %% ../../nbs/60_delta.ipynb #validate
+_FROM_1 = 'frame', 'rank', 'capacity', 'anchors', 'every', 'window', 'save_every'
+_FROM_0 = ('context', 'delay', 'replay', 'per_minute', 'canaries', 'seed',
+           'clip', 'priority', 'correct', 'anchor', 'stream_kl', 'ema', 'latent', 'value', 'tolerance', 'worse')
+_SHARES = 'decay', 'hide', 'ema_decay', 'discount'
+
 @patch
 def validate(self:DeltaConfig):
-    for k in ('frame', 'rank', 'capacity', 'anchors', 'every', 'window', 'save_every'): self.need(k, getattr(self, k) >= 1, 'at least 1')
-    for k in ('context', 'delay', 'replay', 'per_minute', 'canaries', 'seed'): self.need(k, getattr(self, k) >= 0, 'at least 0')
-    for k in ('clip', 'priority', 'correct', 'anchor', 'stream_kl', 'ema', 'latent', 'value', 'tolerance', 'worse'): self.need(k, getattr(self, k) >= 0, 'at least 0')
-    for k in ('decay', 'hide', 'ema_decay', 'discount'): self.need(k, 0 <= getattr(self, k) < 1, 'from 0 to below 1')
+    "Refuse settings that can't work"
+    for k in _FROM_1: self.need(k, getattr(self, k) >= 1, 'at least 1')
+    for k in _FROM_0: self.need(k, getattr(self, k) >= 0, 'at least 0')
+    for k in _SHARES: self.need(k, 0 <= getattr(self, k) < 1, 'from 0 to below 1')
     self.need('rate', self.rate >= 0, 'at least 0')
     self.need('press', self.press >= 1, 'at least 1')
     self.need('betas', all(0 <= b < 1 for b in self.betas), 'two numbers from 0 to below 1')
 
 # %% ../../nbs/60_delta.ipynb #layers
 def layers(
-    lm:MemoryLM,     # whose layers
-    head:bool=True   # the output layer too
-) -> dict:           # name → layer
+    lm:MemoryLM,      # whose layers
+    head:bool=True,   # the output layer too
+) -> dict:            # name → layer
     "The linear layers that can be adapted"
-    bare, out = lm.bare, lm.bare.get_output_embeddings()
+    bare = lm.bare
+    out = bare.get_output_embeddings()
     entrance = 'in_proj' in family_of(bare).lora_targets
+    def taken(name, m):
+        if not isinstance(m, (nn.Linear, Conv1D)) or 'lora_' in name: return False
+        if m is out: return head
+        if not name.startswith(lm._body): return False
+        return name.endswith('in_proj') if entrance else True
     found = {}
     for name, m in bare.named_modules():
-        if not isinstance(m, (nn.Linear, Conv1D)) or 'lora_' in name: continue
-        if m is out and not head: continue
-        if m is not out and (not name.startswith(lm._body) or entrance and not name.endswith('in_proj')): continue
-        found[name.removesuffix('.base_layer')] = m
+        if taken(name, m): found[name.removesuffix('.base_layer')] = m
     if not found: raise ValueError(f'lm: {type(bare).__name__} has no linear layer that could be adapted')
     return found
 
@@ -91,19 +99,22 @@ class Adapters:
         lm:MemoryLM,      # the shared model, which gets hooks and is not changed otherwise
         rank:int=8,       # of the weights
         scale:float=2.,   # of what they add
-        head:bool=True    # the output layer too
-    ): self.lm, self.layers, self.rank, self.scale, self.device = lm, layers(lm, head), rank, scale, lm.mem.device
+        head:bool=True,   # the output layer too
+    ):
+        self.lm, self.layers = lm, layers(lm, head)
+        self.rank, self.scale, self.device = rank, scale, lm.mem.device
 
+# %% ../../nbs/60_delta.ipynb #adapters-use
 @patch
 def first(self:Adapters,
-    seed:int=0  # of the random half
-) -> dict:      # name → tensor
+    seed:int=0,  # of the random half
+) -> dict:       # name → tensor
     "Weights that add nothing yet"
     return fresh_lora(self.layers, self.rank, seed, device=self.device)
 
 @patch
 def using(self:Adapters,
-    weights:dict|None  # name → tensor, as `first` makes them; None: no learner's weights
+    weights:dict|None,  # name → tensor, as `first` makes them; None: no learner's weights
 ):
     "Context in which this thread's passes use these weights"
     return added('learner', self.lm, self.layers, weights, self.scale)
@@ -111,125 +122,152 @@ def using(self:Adapters,
 # %% ../../nbs/60_delta.ipynb #frames
 def batch(
     frames:list,  # (context, frame) pairs of lists of ids
-    device=None
+    device:'torch.device|str|None'=None,  # where the batch is wanted; None: on the CPU
 ) -> tuple:       # inputs [N,L], targets [N,L] with -100 where nothing counts
     "Frames as one batch: each input predicts the next token"
-    n = max(len(c)+len(f) for c, f in frames)
-    full = torch.zeros(len(frames), n, dtype=torch.long)
-    targets = torch.full_like(full, -100)
-    for i, (c, f) in enumerate(frames):
-        full[i, :len(c)+len(f)] = torch.tensor([*c, *f])
-        start = max(len(c), 1)
-        targets[i, start-1:len(c)+len(f)-1] = full[i, start:len(c)+len(f)]
-    return full.to(device), targets.to(device)
+    rows = [[*context, *frame] for context, frame in frames]
+    starts = [max(len(context), 1) for context, _ in frames]        # the first token of all can't be predicted
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    targets = torch.full_like(ids, -100)
+    for i, (row, start) in enumerate(zip(rows, starts)):
+        n = len(row)
+        ids[i, :n] = torch.tensor(row)
+        targets[i, start-1:n-1] = ids[i, start:n]
+    return ids.to(device), targets.to(device)
 
 # %% ../../nbs/60_delta.ipynb #nats
 def nats(
-    logits,  # [N,L,V]
-    targets  # [N,L], -100 where nothing counts
-):           # [N,L], 0 where nothing counts
+    logits:torch.Tensor,   # [N,L,V]
+    targets:torch.Tensor,  # [N,L], -100 where nothing counts
+) -> torch.Tensor:         # [N,L], 0 where nothing counts
     "Cross-entropy of each token"
-    return F.cross_entropy(logits.float().transpose(1, 2), targets, reduction='none', ignore_index=-100)
+    scores = logits.float().transpose(1, 2)    # [N,V,L], as torch wants them
+    return F.cross_entropy(scores, targets, reduction='none', ignore_index=-100)
 
 def row_mean(
-    x,       # [N,L], 0 where nothing counts
-    targets  # [N,L]
-):           # [N]
+    x:torch.Tensor,        # [N,L], 0 where nothing counts
+    targets:torch.Tensor,  # [N,L]
+) -> torch.Tensor:         # [N]
     "Mean over the tokens that count"
-    return x.sum(1)/(targets != -100).sum(1).clamp(min=1)
+    count = (targets != -100).sum(1).clamp(min=1)
+    return x.sum(1)/count
 
+# %% ../../nbs/60_delta.ipynb #divergence
 def divergence(
-    base,    # logits of the one it is measured from, [N,L,V]
-    logits,  # and of the other
-    targets  # [N,L], -100 where nothing counts
-):           # scalar
+    base:torch.Tensor,     # logits of the one it is measured from, [N,L,V]
+    logits:torch.Tensor,   # and of the other
+    targets:torch.Tensor,  # [N,L], -100 where nothing counts
+) -> torch.Tensor:         # scalar
     "KL(base ‖ other), mean over tokens that count; zero if both agree"
     k = targets != -100
-    p, q = (x[k].float().log_softmax(-1) for x in (base, logits))
+    p = base[k].float().log_softmax(-1)        # [M,V]
+    q = logits[k].float().log_softmax(-1)
     return (p.exp()*(p-q)).sum(-1).mean()
 
 # %% ../../nbs/60_delta.ipynb #adam
 def clip(
     grads:dict,  # name → gradient, changed in place
-    most:float   # largest norm of all together; 0: any
+    most:float,  # largest norm of all together; 0: any
 ) -> float:      # norm before
     "Clip gradients together"
-    norm = torch.stack([grads[k].norm() for k in sorted(grads)]).norm()   # in one order, so that it is the same to the bit
+    norms = [grads[k].norm() for k in sorted(grads)]    # in one order, so that it is the same to the bit
+    norm = torch.stack(norms).norm()
     if most and norm > most:
         for g in grads.values(): g.mul_(most/norm)
     return norm.item()
 
+# %% ../../nbs/60_delta.ipynb #adamw
 @torch.no_grad()
 def adamw(
-    weights, mean, square,       # name → tensor, changed in place
-    first,                       # name → first weights, that decay leads back to
-    grads,                       # name → gradient
-    n:int,                       # updates so far, this one included
-    rate:float, decay:float=0., betas=(.9, .999), eps:float=1e-8
+    weights:dict,             # name → tensor, changed in place
+    mean:dict,                # name → running mean of gradients, changed in place
+    square:dict,              # name → running mean of their squares, changed in place
+    first:dict,               # name → first weights, that decay leads back to
+    grads:dict,               # name → gradient
+    n:int,                    # updates so far, this one included
+    rate:float,               # learning rate, times the gate of this step
+    decay:float=0.,           # share of the way back to the first weights
+    betas:tuple=(.9, .999),   # of the running means
+    eps:float=1e-8,           # keeps the step finite where gradients vanish
 ):
     "One update"
     for k, g in grads.items():
         mean[k].lerp_(g, 1-betas[0])
         square[k].lerp_(g*g, 1-betas[1])
-        m, v = mean[k]/(1-betas[0]**n), square[k]/(1-betas[1]**n)
-        step = rate*m/(v.sqrt()+eps) + decay*(weights[k]-first[k])
-        weights[k].sub_(step)
+        m = mean[k]/(1-betas[0]**n)
+        v = square[k]/(1-betas[1]**n)
+        step = rate*m/(v.sqrt()+eps)
+        back = decay*(weights[k]-first[k])
+        weights[k].sub_(step + back)
 
 # %% ../../nbs/60_delta.ipynb #gates
 def step_size(
-    kind:str,     # 'none', 'entropy', 'surprise'
-    loss:float,   # of the frame, nats a token
-    entropy:float,# of its predictions, mean, nats
-    usual:float,  # running mean of the loss
-    vocab:int     # tokens there are
-) -> float:       # factor of the step
+    kind:str,       # 'none', 'entropy', 'surprise'
+    loss:float,     # of the frame, nats a token
+    entropy:float,  # of its predictions, mean, nats
+    usual:float,    # running mean of the loss
+    vocab:int,      # tokens there are
+) -> float:         # factor of the step
     "The gate of a step"
     if kind == 'entropy': return 1 - entropy/math.log(vocab)
     if kind == 'surprise': return min(2., loss/max(usual, 1e-6))
     return 1.
 
+# %% ../../nbs/60_delta.ipynb #hide
 def hide(
-    ids,               # [N,L]
-    share:float,       # how many are replaced
-    gen:torch.Generator
-):                     # [N,L]
+    ids:torch.Tensor,     # [N,L]
+    share:float,          # how many are replaced
+    gen:torch.Generator,  # draws, on the CPU
+) -> torch.Tensor:        # [N,L]
     "Replace some input tokens by others of the same row"
-    yes = torch.rand(ids.shape, generator=gen) < share
-    pick = torch.randint(ids.shape[1], ids.shape, generator=gen)
-    return torch.where(yes.to(ids.device), ids.gather(1, pick.to(ids.device)), ids)
+    yes = torch.rand(ids.shape, generator=gen) < share                     # [N,L]
+    pick = torch.randint(ids.shape[1], ids.shape, generator=gen)           # [N,L]
+    others = ids.gather(1, pick.to(ids.device))
+    return torch.where(yes.to(ids.device), others, ids)
 
 # %% ../../nbs/60_delta.ipynb #latent
 def latent_error(
-    before, now,  # features of context and frame, [N,d]
-    W, b          # [d,d] and [d]
-):                # scalar
+    before:torch.Tensor,  # features of the context, [N,d]
+    now:torch.Tensor,     # and of the frame, [N,d]
+    W:torch.Tensor,       # of the linear map, [d,d]
+    b:torch.Tensor,       # its bias, [d]
+) -> torch.Tensor:        # scalar
     "How wrong the predicted change of features is"
-    return ((now-before).detach() - F.linear(before, W, b)).pow(2).mean()
+    change = (now-before).detach()
+    return (change - F.linear(before, W, b)).pow(2).mean()
 
+# %% ../../nbs/60_delta.ipynb #td-error
 def td_error(
-    before, now,       # features, [N,d]
-    reward,            # [N]
-    w, b,              # [1,d] and [1]
-    discount:float=.9
-):                     # scalar
+    before:torch.Tensor,  # features of the context, [N,d]
+    now:torch.Tensor,     # and of the frame, [N,d]
+    reward:torch.Tensor,  # [N]
+    w:torch.Tensor,       # of the value, [1,d]
+    b:torch.Tensor,       # its bias, [1]
+    discount:float=.9,    # of what comes later
+) -> torch.Tensor:        # scalar
     "Squared error of TD(0); what comes later is taken as it is"
-    v = lambda f: F.linear(f, w, b).squeeze(-1)
-    return (reward + discount*v(now).detach() - v(before)).pow(2).mean()
+    later = F.linear(now, w, b).squeeze(-1).detach()       # [N]
+    value = F.linear(before, w, b).squeeze(-1)             # [N]
+    return (reward + discount*later - value).pow(2).mean()
 
+# %% ../../nbs/60_delta.ipynb #disagreement
 def disagreement(
-    student, teacher,  # features, [N,L,d]
-    targets            # [N,L], -100 where nothing counts
-):                     # scalar, 0 if they point the same way
+    student:torch.Tensor,  # features, [N,L,d]
+    teacher:torch.Tensor,  # features, [N,L,d]; they get no gradient
+    targets:torch.Tensor,  # [N,L], -100 where nothing counts
+) -> torch.Tensor:         # scalar, 0 if they point the same way
     "One minus the cosine, mean over what counts"
     k = targets != -100
-    return (1 - F.cosine_similarity(student[k].float(), teacher[k].detach().float(), dim=-1)).mean()
+    s, t = student[k].float(), teacher[k].detach().float()   # [M,d]
+    return (1 - F.cosine_similarity(s, t, dim=-1)).mean()
 
 # %% ../../nbs/60_delta.ipynb #soft
 def soft_embeddings(
-    lm:MemoryLM,
-    logits  # [N,L,V]
-):          # [N,L,d]
+    lm:MemoryLM,          # whose embeddings
+    logits:torch.Tensor,  # [N,L,V]
+) -> torch.Tensor:        # [N,L,d]
     "The mean embedding of what is predicted at each position"
     E = lm.lm.get_input_embeddings()
+    scale = float(getattr(E, 'embed_scale', 1.))
     p = logits.float().softmax(-1)[..., :E.weight.shape[0]]
-    return p.to(E.weight.dtype) @ E.weight*float(getattr(E, 'embed_scale', 1.))
+    return p.to(E.weight.dtype) @ E.weight*scale
