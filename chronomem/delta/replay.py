@@ -11,20 +11,27 @@ from tensordict import TensorDict
 
 # %% ../../nbs/61_replay.ipynb #memory
 def empty_replay(
-    places:int,   # frames kept
-    context:int,  # tokens before a frame
-    frame:int     # tokens of a frame
-) -> TensorDict:  # of tensors, all of fixed size
+    places:int,    # frames kept
+    context:int,   # tokens before a frame
+    frame:int,     # tokens of a frame
+) -> TensorDict:   # of tensors, all of fixed size
     "Nothing read yet"
     z = torch.zeros(places, dtype=torch.float64)
-    return TensorDict(ids=torch.full((places, context+frame), -1, dtype=torch.int32), t=torch.full((places,), -1),
-                      loss=z, base=z.clone(), seen=torch.tensor(0), split=torch.tensor(context))
+    return TensorDict(
+        ids=torch.full((places, context+frame), -1, dtype=torch.int32),
+        t=torch.full((places,), -1),
+        loss=z,
+        base=z.clone(),
+        seen=torch.tensor(0),
+        split=torch.tensor(context),
+    )
 
+# %% ../../nbs/61_replay.ipynb #place
 def place(
-    n:int,               # frames so far, this one included
-    places:int,          # there are
-    gen:torch.Generator  # draws
-) -> int|None:           # None: it is let go
+    n:int,                # frames so far, this one included
+    places:int,           # there are
+    gen:torch.Generator,  # draws
+) -> int|None:            # None: it is let go
     "Where the n-th frame goes"
     if n <= places: return n-1
     i = int(torch.randint(n, (1,), generator=gen))
@@ -32,13 +39,14 @@ def place(
 
 # %% ../../nbs/61_replay.ipynb #store
 def store_frame(
-    memory:TensorDict,   # changed in place
-    context, frame,      # lists of ids
-    t:int,               # number of the frame
-    loss:float,          # of it now, nats a token
-    base:float,          # under the base model
-    gen:torch.Generator  # draws
-) -> bool:               # whether it was kept
+    memory:TensorDict,    # changed in place
+    context:list,         # ids before the frame
+    frame:list,           # its ids
+    t:int,                # number of the frame
+    loss:float,           # of it now, nats a token
+    base:float,           # under the base model
+    gen:torch.Generator,  # draws
+) -> bool:                # whether it was kept
     "Offer a frame to the memory"
     memory['seen'] += 1
     i = place(int(memory['seen']), len(memory['t']), gen)
@@ -46,45 +54,52 @@ def store_frame(
     split, row = int(memory['split']), memory['ids'][i]
     row.fill_(-1)
     row[split-len(context):split+len(frame)] = torch.tensor([*context, *frame], dtype=torch.int32)
-    memory['loss'][i], memory['base'][i], memory['t'][i] = loss, base, t
+    memory['loss'][i] = loss
+    memory['base'][i] = base
+    memory['t'][i] = t
     return True
 
+# %% ../../nbs/61_replay.ipynb #fetch
 def fetch(
-    memory:TensorDict,
-    i:int  # which place
-) -> tuple:
+    memory:TensorDict,  # from `empty_replay`
+    i:int,              # which place
+) -> tuple:             # two lists
     "Context and frame, as lists of ids"
     row, split = memory['ids'][i].tolist(), int(memory['split'])
-    return [x for x in row[:split] if x >= 0], [x for x in row[split:] if x >= 0]
+    context = [x for x in row[:split] if x >= 0]
+    frame = [x for x in row[split:] if x >= 0]
+    return context, frame
 
 # %% ../../nbs/61_replay.ipynb #draw
 FLOOR = .02  # nats; the least a frame counts
 
 def reducible(
-    loss,  # of frames now, nats a token
-    base   # under the base model
-):
+    loss:torch.Tensor,  # of frames now, nats a token
+    base:torch.Tensor,  # under the base model
+) -> torch.Tensor:      # nats
     "Priority of frames: what could be lost less, at most 2 nats"
     return (loss-base).clamp(FLOOR, 2.)
 
 def chances(
-    memory:TensorDict,
-    alpha:float=0.  # exponent of priority; 0: uniform
-):                  # [places], 0 where nothing is
+    memory:TensorDict,  # from `empty_replay`
+    alpha:float=0.,     # exponent of priority; 0: uniform
+) -> torch.Tensor:      # [places], 0 where nothing is
     "Chance of each place to be drawn"
-    p = torch.where(memory['t'] >= 0, reducible(memory['loss'], memory['base'])**alpha, 0.)
+    priority = reducible(memory['loss'], memory['base'])**alpha
+    p = torch.where(memory['t'] >= 0, priority, 0.)
     return p/p.sum()
 
+# %% ../../nbs/61_replay.ipynb #draw-frames
 def draw(
-    memory:TensorDict,
-    n:int,               # how many
-    gen:torch.Generator, # draws
-    alpha:float=0.,      # exponent of priority; 0: uniform
-    beta:float=.4        # exponent of the weights; 1 takes all of the bias back
-) -> tuple:              # places [n] and weights [n], at most 1; nothing if the memory is empty
+    memory:TensorDict,    # from `empty_replay`
+    n:int,                # how many
+    gen:torch.Generator,  # draws
+    alpha:float=0.,       # exponent of priority; 0: uniform
+    beta:float=.4,        # exponent of the weights; 1 takes all of the bias back
+) -> tuple:               # places [n] and weights [n], at most 1; nothing if the memory is empty
     "Choose frames to learn again"
     if not int(memory['seen']) or not n: return torch.zeros(0, dtype=torch.long), torch.zeros(0)
-    P = chances(memory, alpha)
-    i = torch.multinomial(P, n, replacement=True, generator=gen)
+    P = chances(memory, alpha)                                           # [places]
+    i = torch.multinomial(P, n, replacement=True, generator=gen)         # [n]
     w = P[P > 0].min()/P
     return i, (w[i]**beta).float()
