@@ -9,6 +9,7 @@ __all__ = ['Harm', 'rise', 'press', 'may_update']
 import math
 from collections import deque
 import torch
+from fastcore.basics import patch
 
 # %% ../../nbs/62_guards.ipynb #harm
 class Harm:
@@ -16,7 +17,7 @@ class Harm:
     def __init__(self,
         window:int=8,     # frames
         worse:float=.3,   # nats a token above the base that mean harm; 0: never
-        last=()           # differences so far, to go on from
+        last:'list|tuple|deque'=(),  # differences so far, to go on from
     ):
         self.worse, self.last = worse, deque(last, maxlen=window)
     def mean(self) -> float:
@@ -25,35 +26,41 @@ class Harm:
     def full(self) -> bool:
         "Are there enough frames to decide?"
         return len(self.last) == self.last.maxlen
-    def see(self,
-        loss:float,  # of the model that learns, nats a token
-        base:float   # of the base model on the same frame
-    ) -> bool:       # whether to roll back
-        "Take a frame in; after an alarm the window begins anew"
-        broken = not math.isfinite(loss)
-        if not broken: self.last.append(loss-base)
-        if not (self.worse and (broken or self.full() and self.mean() > self.worse)): return False
-        self.last.clear()
-        return True
     def good(self) -> bool:
         "Is the model of now worth going back to?"
         return self.full() and self.mean() <= self.worse/2
 
+# %% ../../nbs/62_guards.ipynb #harm-see
+@patch
+def see(self:Harm,
+    loss:float,  # of the model that learns, nats a token
+    base:float,  # of the base model on the same frame
+) -> bool:       # whether to roll back
+    "Take a frame in; after an alarm the window begins anew"
+    broken = not math.isfinite(loss)
+    if not broken: self.last.append(loss-base)
+    if not self.worse: return False
+    harm = broken or (self.full() and self.mean() > self.worse)
+    if harm: self.last.clear()
+    return harm
+
 # %% ../../nbs/62_guards.ipynb #canary
 def rise(
-    now,   # mean losses of the canaries, nats a token
-    base   # the same under the base model
+    now:list|torch.Tensor,   # mean losses of the canaries, nats a token
+    base:list|torch.Tensor,  # the same under the base model
 ) -> float:
     "By what share the canaries' loss has risen, all together"
-    return float(torch.as_tensor(now).sum()/torch.as_tensor(base).sum()) - 1
+    ratio = torch.as_tensor(now).sum()/torch.as_tensor(base).sum()
+    return float(ratio) - 1
 
+# %% ../../nbs/62_guards.ipynb #press
 def press(
     weight:float,     # of the anchor now
     least:float,      # what it is when there is no need
     risen:float,      # share by which canaries are worse
     tolerance:float,  # share by which they may be
     factor:float=1.5, # of one step
-    most:float=32.    # times the least
+    most:float=32.,   # times the least
 ) -> float:
     "The weight of the anchor from now on"
     if risen > tolerance: return min(weight*factor, least*most)
