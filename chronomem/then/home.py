@@ -16,18 +16,22 @@ from ..core import Config, DirLock, StateError, _own_dir, _sync_dir, atomic_writ
 
 # %% ../../nbs/44_home.ipynb #dirs
 def home_dir(
-    home=None  # directory of all users; None: `CHRONOMEM_HOME`, or `~/.chronomem`
+    home:str|Path|None=None,  # directory of all users; None: `CHRONOMEM_HOME`, or `~/.chronomem`
 ) -> Path:
     "The directory of all users, not made yet"
-    return Path(home or os.environ.get('CHRONOMEM_HOME') or '~/.chronomem').expanduser().resolve()
+    path = home or os.environ.get('CHRONOMEM_HOME') or '~/.chronomem'
+    return Path(path).expanduser().resolve()
 
-def _hash(text): return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
+def _hash(text):
+    raw = text.encode('utf-8', 'surrogatepass')
+    return hashlib.sha256(raw).hexdigest()
 
+# %% ../../nbs/44_home.ipynb #memory-dir
 def memory_dir(
-    home,             # directory of all users
+    home:str|Path,    # directory of all users
     user:str,         # whose memory; any text, not empty
     model:str,        # name of the model
-    create:bool=True  # make it, with mode 0700
+    create:bool=True, # make it, with mode 0700
 ) -> Path:
     "The directory of one person's memory by one model"
     path = user_dir(home, user, create)/_hash(model)[:16]
@@ -38,70 +42,88 @@ def memory_dir(
 @dataclass
 class Manifest(Config):
     "The `manifest.json` of a memory"
-    user: str
-    model: str
+    user: str                 # whose memory
+    model: str                # name of the model
     fingerprint: str          # of the weights that the memory depends on
     created: float            # seconds since the epoch
     memory: dict = field(default_factory=dict)        # configuration of the ladder
     versions: dict[str, str] = field(default_factory=dict)
     generation: int = 0       # of its files; a memory that is rebuilt gets new ones, see `part`
     digest: str = ''          # of all the rest
-    format: Literal[2] = 2
+    format: Literal[2] = 2    # of this file
 
+# %% ../../nbs/44_home.ipynb #seal
 def _seal(m):
     told = {**m.to_dict(), 'digest': ''}
     if not m.generation: del told['generation']        # as it was before there were any
-    return _hash(json.dumps(told, sort_keys=True))[:32]
+    text = json.dumps(told, sort_keys=True)
+    return _hash(text)[:32]
 
 # %% ../../nbs/44_home.ipynb #manifest-io
 def write_manifest(
-    dir,        # directory of the memory
-    m:Manifest  # gets its digest
+    dir:str|Path,  # directory of the memory
+    m:Manifest,    # gets its digest
 ):
     "Write `manifest.json`, sealed"
-    atomic_write(Path(dir)/'manifest.json', (json.dumps(m.replace(digest=_seal(m)).to_dict(), indent=2) + '\n').encode())
+    told = m.replace(digest=_seal(m)).to_dict()
+    text = json.dumps(told, indent=2) + '\n'
+    atomic_write(Path(dir)/'manifest.json', text.encode())
 
+# %% ../../nbs/44_home.ipynb #manifest-read
 def read_manifest(
-    dir  # directory of the memory
+    dir:str|Path,  # directory of the memory
 ) -> Manifest:
     "Read `manifest.json`; `StateError` if it is damaged, or of another person or model"
     path = Path(dir)/'manifest.json'
+    what_to_do = 'repair this memory, or wipe it'
     try: m = Manifest.load(path)
-    except (ValueError, TypeError) as e: raise StateError(f'{path} is damaged ({e}): repair this memory, or wipe it') from e
-    if m.digest != _seal(m): raise StateError(f'{path} is damaged (its digest does not match): repair this memory, or wipe it')
+    except (ValueError, TypeError) as e: raise StateError(f'{path} is damaged ({e}): {what_to_do}') from e
+    if m.digest != _seal(m): raise StateError(f'{path} is damaged (its digest does not match): {what_to_do}')
     if (_hash(m.user), _hash(m.model)[:16]) != (path.parent.parent.name, path.parent.name):
-        raise StateError(f'{path} is not of this memory: it says {m.user!r} by {m.model!r}; repair this memory, or wipe it')
+        raise StateError(f'{path} is not of this memory: it says {m.user!r} by {m.model!r}; {what_to_do}')
     return m
 
 # %% ../../nbs/44_home.ipynb #part
 _PARTS = 'traces', 'texts', 'state.safetensors'
 
 def part(
-    dir,              # directory of a memory
-    name:str,         # 'traces', 'texts' or 'state.safetensors'
-    generation:int=0  # which one
+    dir:str|Path,      # directory of a memory
+    name:str,          # 'traces', 'texts' or 'state.safetensors'
+    generation:int=0,  # which one
 ) -> Path:
     "Where a part of a memory lies"
-    stem, dot, end = name.partition('.')
-    return Path(dir)/(name if not generation else f'{stem}-{generation}{dot}{end}')
+    if generation:
+        stem, dot, end = name.partition('.')
+        name = f'{stem}-{generation}{dot}{end}'
+    return Path(dir)/name
 
+# %% ../../nbs/44_home.ipynb #latest
 def latest(
-    dir  # directory of a memory
+    dir:str|Path,  # directory of a memory
 ) -> int:
     "The newest generation with a saved state; 0 if there is but the first"
     found = [p.stem.rpartition('-')[2] for p in Path(dir).glob('state-*.safetensors')]
     return max((int(g) for g in found if g.isdigit()), default=0)
 
+# %% ../../nbs/44_home.ipynb #outdated
+def _stem(name):
+    "The part, without its generation, that a file is; None if it is no part of a memory"
+    if name in _PARTS: return name
+    stem, _, generation = name.removesuffix('.safetensors').rpartition('-')
+    if stem not in ('traces', 'texts', 'state') or not generation.isdigit(): return None
+    return 'state.safetensors' if stem == 'state' else stem
+
+# %% ../../nbs/44_home.ipynb #outdated-parts
 def outdated(
-    dir,            # directory of a memory, locked by the caller
-    generation:int  # the one that counts
+    dir:str|Path,    # directory of a memory, locked by the caller
+    generation:int,  # the one that counts
 ):
     "Remove parts of other generations"
     for p in Path(dir).iterdir():
-        stem, _, g = p.name.removesuffix('.safetensors').rpartition('-')
-        first = p.name in _PARTS
-        if not first and not (stem in ('traces', 'texts', 'state') and g.isdigit()): continue
-        if p != part(dir, p.name if first else stem + '.safetensors'*(stem == 'state'), generation): shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink()
+        name = _stem(p.name)
+        if name is None or p == part(dir, name, generation): continue
+        if p.is_dir() and not p.is_symlink(): shutil.rmtree(p)
+        else: p.unlink()
 
 # %% ../../nbs/44_home.ipynb #sweep
 def _attic(home):
@@ -114,33 +136,41 @@ def _dead(d):
     if d.is_symlink() or d.is_file():
         with contextlib.suppress(OSError): d.unlink()
         return
-    if d.name.lstrip('.').startswith('gone-'): return shutil.rmtree(d, ignore_errors=True)   # wiped already: nobody needs it
+    if d.name.lstrip('.').startswith('gone-'):           # wiped already: nobody needs it
+        return shutil.rmtree(d, ignore_errors=True)
     try: lock = DirLock(d).acquire()
     except (StateError, OSError): return
     try: shutil.rmtree(d, ignore_errors=True)
     finally: lock.release()
 
+# %% ../../nbs/44_home.ipynb #sweep-deep
 def _half_written(home):
     "Directories of people in which a killed writer's file lies"
     for d, dirs, files in os.walk(home):               # which follows no links
         depth = len(Path(d).relative_to(home).parts)
         if depth == 0: dirs[:] = [n for n in dirs if len(n) == 2]
-        if depth > 1 and any(n.startswith('.tmp-') for n in files): yield Path(d)
+        left = any(n.startswith('.tmp-') for n in files)
+        if depth > 1 and left: yield Path(d)
 
+# %% ../../nbs/44_home.ipynb #sweep-all
 def sweep(
-    home,            # directory of all users
-    deep:bool=False  # look through every person's directory too, for half written files and what earlier versions left
+    home:str|Path,    # directory of all users
+    deep:bool=False,  # look through every person's directory too
 ):
-    "Remove what forks and wipes left behind that were killed"
-    for pattern in ('.tmp/*', *(('??/.fork-*', '??/.gone-*') if deep else ())):
+    "Remove what forks and wipes left behind that were killed; if `deep`, half-written files too"
+    patterns = ['.tmp/*']
+    if deep: patterns += ['??/.fork-*', '??/.gone-*']
+    for pattern in patterns:
         for d in Path(home).glob(pattern): _dead(d)
-    for d in _half_written(home) if deep else ():
-        with contextlib.suppress(StateError, OSError): DirLock(d).acquire().release()   # which removes a killed writer's files
+    if not deep: return
+    for d in _half_written(home):
+        with contextlib.suppress(StateError, OSError):
+            DirLock(d).acquire().release()             # which removes a killed writer's files
 
 # %% ../../nbs/44_home.ipynb #scratch
 @contextlib.contextmanager
 def scratch(
-    home  # directory of all users
+    home:str|Path,  # directory of all users
 ):        # a new directory inside a locked one; what is not moved away is removed at the end, whatever happens
     "A place to build something before it gets its name"
     for _ in range(100):
@@ -160,8 +190,8 @@ def scratch(
 
 # %% ../../nbs/44_home.ipynb #take
 def take(
-    dir,              # directory of a memory, or its `DirLock`
-    timeout:float=0.  # seconds to wait for another holder
+    dir:str|Path|DirLock,  # directory of a memory, or its lock
+    timeout:float=0.,      # seconds to wait for another holder
 ) -> DirLock:
     "Lock a memory; `StateError` if it is in use, or was wiped in the same moment"
     lock = dir if isinstance(dir, DirLock) else DirLock(dir)
@@ -181,12 +211,15 @@ def _emptied(dir, sizes):
         elif p.name != '.lock': p.unlink()
     return AttrDict(files=len(sizes), bytes=sum(sizes))
 
+# %% ../../nbs/44_home.ipynb #erase-dir
 def erase(
-    dir,  # directory of a memory, locked by the caller
-    home  # directory of all users
+    dir:str|Path,   # directory of a memory, locked by the caller
+    home:str|Path,  # directory of all users
 ) -> AttrDict: # files and bytes that are gone
     "Delete a memory"
-    dir, sizes = Path(dir), [p.lstat().st_size for p in Path(dir).rglob('*') if not p.is_dir() and p.name != '.lock']
+    dir = Path(dir)
+    files = [p for p in dir.rglob('*') if not p.is_dir() and p.name != '.lock']
+    sizes = [p.lstat().st_size for p in files]
     gone = _attic(home)/f'gone-{secrets.token_hex(8)}'
     try: os.rename(dir, gone)
     except PermissionError: return _emptied(dir, sizes)
@@ -206,18 +239,22 @@ def _bytes(d):
     total = 0
     for at, _, files in os.walk(d):
         for n in files:
-            with contextlib.suppress(FileNotFoundError): total += os.lstat(os.path.join(at, n)).st_size
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(at, n)).st_size
     return total
 
+# %% ../../nbs/44_home.ipynb #unborn
 def _unborn(d):
     "Is there no memory yet, or no more? Nothing is in it, or somebody is just making it"
     try:
-        if {p.name for p in d.iterdir()} <= {'.lock'}: return True
+        names = {p.name for p in d.iterdir()}
+        if names <= {'.lock'}: return True
         if (d/'manifest.json').exists(): return False
         DirLock(d).acquire().release()
     except (StateError, OSError): return True
     return False
 
+# %% ../../nbs/44_home.ipynb #memory-dirs
 def _memories(home):
     "Directories that may be memories, some of which may vanish meanwhile"
     for d, dirs, _ in os.walk(home):                   # which follows no links
@@ -234,23 +271,30 @@ def _row(d):
     for _ in range(9):
         if _unborn(d): return None
         try: m = read_manifest(d)
-        except FileNotFoundError as e: row['problem'] = f'its manifest is gone ({e}): repair this memory, or wipe it'
+        except FileNotFoundError as e:
+            row['problem'] = f'its manifest is gone ({e}): repair this memory, or wipe it'
         except (StateError, OSError) as e: return row | dict(problem=str(e))
         else: return row | dict(user=m.user, model=m.model, created=m.created, problem='')
     return row
 
+def _age(row):
+    "To sort by: the oldest first, those that can't be read last"
+    unknown = row['created'] is None
+    return unknown, row['created'] or 0., row['dir']
+
+# %% ../../nbs/44_home.ipynb #overview-all
 def overview(
-    home=None  # directory of all users
+    home:str|Path|None=None,  # directory of all users
 ) -> list:     # a dict each: user, model, created, bytes, problem ('' if none), dir; oldest first, unreadable ones last
     "Every memory here"
     home = home_dir(home)
     sweep(home, deep=True)
-    out = [r for d in _memories(home) if not d.is_symlink() and (r := _row(d))]
-    return sorted(out, key=lambda r: (r['created'] is None, r['created'] or 0., r['dir']))
+    rows = [_row(d) for d in _memories(home) if not d.is_symlink()]
+    return sorted((r for r in rows if r), key=_age)
 
 # %% ../../nbs/44_home.ipynb #users
 def users(
-    home=None  # directory of all users
+    home:str|Path|None=None,  # directory of all users
 ) -> list:     # one `Manifest` each, oldest first
     "Who has a memory here; those whose manifest can't be read are named in a warning"
     rows = overview(home)
@@ -264,31 +308,43 @@ def users(
 
 # %% ../../nbs/44_home.ipynb #wipe-user
 def _nobody(user, home, model):
-    "Who is meant? The names that are near"
-    names = {r['user'].lower(): r['user'] for r in overview(home) if r['user'] is not None}
+    "An error with the names that are near: who is meant?"
+    known = [r['user'] for r in overview(home) if r['user'] is not None]
+    names = {name.lower(): name for name in known}
     near = [names[n] for n in difflib.get_close_matches(user.lower(), names, 3, .6)]
-    by = f' by {model!r}' if model is not None else ''
-    return StateError(f'user: nobody called {user!r} is remembered{by} in {home}' + (f'; did you mean {" or ".join(map(repr, near))}?' if near else ''))
+    text = f'user: nobody called {user!r} is remembered'
+    if model is not None: text += f' by {model!r}'
+    text += f' in {home}'
+    if near: text += f'; did you mean {" or ".join(map(repr, near))}?'
+    return StateError(text)
 
 def _inside(d):
     "What a directory holds; nothing if it is gone"
     try: return sorted(d.iterdir())
     except (FileNotFoundError, NotADirectoryError): return []
 
+# %% ../../nbs/44_home.ipynb #wipe-user-dirs
+def _owned(user, home, model):
+    "Directories to wipe: of one model, or all of a person's, and that of the person if anything else lies in it"
+    if model is not None: found = [memory_dir(home, user, model, create=False)]
+    else:
+        root = user_dir(home, user, create=False)
+        within = _inside(root)
+        found = [p for p in within if p.is_dir() and not p.is_symlink()]
+        if len(found) < len(within): found.append(root)    # files or links lie beside the memories
+    return [d for d in found if d.exists()]
+
+# %% ../../nbs/44_home.ipynb #wipe-user-all
 def wipe_user(
-    user:str,      # whose memory
-    home=None,     # directory of all users
-    model:str=None # name of one model; None: all memories of this person
-) -> AttrDict:     # files and bytes removed
+    user:str,                 # whose memory
+    home:str|Path|None=None,  # directory of all users
+    model:str|None=None,      # name of one model; None: all memories of this person
+) -> AttrDict:                # files and bytes removed
     "Wipe a person's memories without opening them; `StateError` if there are none, or one is in use"
     home = home_dir(home)
     sweep(home, deep=True)
-    root = user_dir(home, user, create=False)
-    within = _inside(root)
-    found = [p for p in within if p.is_dir() and not p.is_symlink()]
-    if len(found) < len(within): found.append(root)    # files or links lie beside the memories
-    if model is not None: found = [memory_dir(home, user, model, create=False)]
-    if not (found := [d for d in found if d.exists()]): raise _nobody(user, home, model)
+    found = _owned(user, home, model)
+    if not found: raise _nobody(user, home, model)
     with contextlib.ExitStack() as held:
         ours = []
         for d in found:
