@@ -10,7 +10,7 @@ import math, re, zlib
 from array import array
 from collections import Counter, defaultdict
 from functools import partial
-import numpy as np
+import numpy as np, torch
 
 # %% ../../nbs/45_keys.ipynb #words
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
@@ -49,7 +49,7 @@ class SparseIndex:
     "Which traces hold a word: for each word the list of its traces, in memory"
     def __init__(self): self.n, self.lists = 0, defaultdict(partial(array, 'I'))
     def add(self,
-        keys:'np.ndarray|torch.Tensor',  # int [M,slots] from `sparse`
+        keys:np.ndarray|torch.Tensor,  # int [M,slots] from `sparse`
     ):
         "Traces `n` to `n+M-1`"
         for i, row in enumerate(keys.tolist(), self.n):
@@ -63,7 +63,7 @@ class SparseIndex:
         has = len(self.lists.get(word, ()))
         return math.log(1 + (self.n-has+.5)/(has+.5))
     def score(self,
-        key:'np.ndarray|torch.Tensor',  # int [slots] of the question
+        key:np.ndarray|torch.Tensor,  # int [slots] of the question
     ) -> np.ndarray:                    # float32 [n]
         "Sum of the weights of shared words, in words that a single trace has"
         s = np.zeros(self.n, np.float32)
@@ -87,8 +87,8 @@ def standard(
 
 # %% ../../nbs/45_keys.ipynb #adds
 def adds(
-    trace:'np.ndarray|torch.Tensor',  # sparse key of a trace
-    asked:'np.ndarray|torch.Tensor',  # sparse key of the question
+    trace:np.ndarray|torch.Tensor,  # sparse key of a trace
+    asked:np.ndarray|torch.Tensor,  # sparse key of the question
 ) -> bool:
     "Does a trace hold a word that the question doesn't? If not, it is the question asked before, and answers nothing"
     new = set(trace.tolist()) - set(asked.tolist())
