@@ -7,9 +7,11 @@ __all__ = ['ACTIONS', 'REASONS', 'EVIDENCE', 'ExecutiveConfig', 'ExecState', 'De
 
 # %% ../../nbs/81_executive.ipynb #imports
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
-from typing import Literal
+from typing import Literal, NamedTuple
 import torch
 from fastcore.basics import patch
 from tensordict import tensorclass
@@ -36,11 +38,15 @@ EVIDENCE = 'speech', 'speech_sure', 'speaker_sure', 'affect_shift', 'affect_sure
 _ACTS = [k for k, (a, _) in REASONS.items() if a != 'wait']
 
 # %% ../../nbs/81_executive.ipynb #config
+def _senses(): return dict(audio=tuple(h.name for h in HEADS), vision=(), text=(), system=())
+
+def _rests(): return dict(look=2., express=5., speak=2.)
+
 @dataclass
 class ExecutiveConfig(Config):
     "When to act"
-    senses: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(audio=tuple(h.name for h in HEADS), vision=(), text=(), system=())) # Sense -> heads that tell of it
-    attention: Literal['novelty', 'learned', 'both'] = 'novelty'
+    senses: dict[str, tuple[str, ...]] = field(default_factory=_senses) # Sense -> heads that tell of it
+    attention: Literal['novelty', 'learned', 'both'] = 'novelty' # What it goes by
     sharp: float = .1             # Temperature of the attention
     calm: float = .3              # Share of the new attention per frame; 1 jumps
     smooth: float = .4            # The same for the probability of speech
@@ -59,17 +65,23 @@ class ExecutiveConfig(Config):
     usual: float = 20.            # Seconds by which usual latents are judged
     fast: float = .5              # Seconds by which features of now are averaged
     slow: float = 8.              # And those of before
-    rest: dict[str, float] = field(default_factory=lambda: dict(look=2., express=5., speak=2.)) # Seconds between two of the same action
+    rest: dict[str, float] = field(default_factory=_rests) # Seconds between two of the same action
     frame: float = .05            # Seconds
 
+# %% ../../nbs/81_executive.ipynb #validate
 @patch
 def validate(self:ExecutiveConfig):
+    acts = ACTIONS[1:]
+    rests = self.rest.values()
     self.need('on', 0 < self.off < self.on < 1, f'above off={self.off}, both in (0, 1)')
-    self.need('rest', set(self.rest) == set(ACTIONS[1:]) and min(self.rest.values()) >= 0, f'seconds for each of {ACTIONS[1:]}')
+    self.need('rest', set(self.rest) == set(acts) and min(rests) >= 0, f'seconds for each of {acts}')
     self.need('senses', len(self.senses) > 0, 'at least one sense')
-    for k in ('hold', 'release', 'doubt', 'patience', 'settle'): self.need(k, getattr(self, k) >= 1, 'at least 1 frame')
-    for k in ('sharp', 'usual', 'slow', 'frame', 'alarm', 'strange'): self.need(k, getattr(self, k) > 0, 'above 0')
-    for k in ('calm', 'smooth', 'sure', 'unknown', 'shift'): self.need(k, 0 < getattr(self, k) <= 1, 'above 0, at most 1')
+    for k in ('hold', 'release', 'doubt', 'patience', 'settle'):
+        self.need(k, getattr(self, k) >= 1, 'at least 1 frame')
+    for k in ('sharp', 'usual', 'slow', 'frame', 'alarm', 'strange'):
+        self.need(k, getattr(self, k) > 0, 'above 0')
+    for k in ('calm', 'smooth', 'sure', 'unknown', 'shift'):
+        self.need(k, 0 < getattr(self, k) <= 1, 'above 0, at most 1')
     self.need('fast', self.frame <= self.fast < self.slow, f'from frame={self.frame} to below slow={self.slow}')
 
 # %% ../../nbs/81_executive.ipynb #state
@@ -82,15 +94,16 @@ class ExecState:
     spoken: torch.Tensor    # Frames of speech in this turn, [B]
     asked: torch.Tensor     # Was the unknown voice mentioned in this turn? [B] bool
     pending: torch.Tensor   # Frames that an anomaly still waits for speech; 0 is none, [B]
-    fast: torch.Tensor      # Averages of all heads' probabilities, [B,C]
-    slow: torch.Tensor
+    fast: torch.Tensor      # Average of all heads' probabilities over half a second, [B,C]
+    slow: torch.Tensor      # And over eight seconds, [B,C]
     centre: torch.Tensor    # Usual latent and synchronization: mean, [B,W]
-    spread: torch.Tensor    # And variance
+    spread: torch.Tensor    # And variance, [B,W]
     here: torch.Tensor      # How often each sense delivers, [B,M]
-    attention: torch.Tensor # [B,M]
+    attention: torch.Tensor # Over the senses, sums to 1, [B,M]
     last: torch.Tensor      # When each action was last taken, float64 seconds, [B,3]
     steps: torch.Tensor     # Frames so far, [B]
 
+# %% ../../nbs/81_executive.ipynb #decision
 @tensorclass
 class Decision:
     "What to do in this frame, one row per stream"
@@ -104,17 +117,19 @@ class Decision:
 class Executive(nn.Module):
     "Decides; nothing of it is learned unless attention is"
     def __init__(self,
-        config:ExecutiveConfig|None=None,
-        heads=HEADS,     # Heads of the listener
-        width:int=256    # Of latent and synchronization together, d + n_out
+        config:ExecutiveConfig|None=None, # None: the defaults
+        heads:Sequence=HEADS,             # `Head`s of the listener, in the order of its features
+        width:int=256                     # Of latent and synchronization together, d + n_out
     ):
         super().__init__()
         c = self.config = config or ExecutiveConfig()
-        self.heads, self.width, self.at, n = tuple(heads), width, {}, 0
+        self.heads = tuple(heads)
+        self.width = width
+        self.at = {}                      # Name of a head -> its columns of all probabilities
+        self.n = 0
         for h in self.heads:
-            self.at[h.name] = slice(n, n+h.n)
-            n += h.n
-        self.n = n
+            self.at[h.name] = slice(self.n, self.n+h.n)
+            self.n += h.n
         self.look = nn.Linear(width, len(c.senses)) if c.attention != 'novelty' else None
         if self.look:
             nn.init.zeros_(self.look.weight)
@@ -122,174 +137,299 @@ class Executive(nn.Module):
 
 # %% ../../nbs/81_executive.ipynb #init
 @patch
-def init(self:Executive, batch:int, device=None) -> ExecState:
+def init(self:Executive,
+    batch:int,                       # Streams
+    device:torch.device|str|None=None # Where the state lives; None: where torch puts new tensors
+) -> ExecState:                      # One row per stream
     "Nothing happened yet"
-    z = lambda *s, v=0., dtype=torch.float32: torch.full((batch, *s), v, dtype=dtype, device=device)
-    M, flag = len(self.config.senses), lambda: z(v=0, dtype=torch.bool)
-    return ExecState(level=z(), on=flag(), run=z().long(), spoken=z().long(), asked=flag(), pending=z().long(), fast=z(self.n), slow=z(self.n), centre=z(self.width), spread=z(self.width, v=1.),
-        here=z(M, v=1.), attention=z(M, v=1/M), last=z(len(ACTIONS)-1, v=-math.inf, dtype=torch.float64), steps=z().long(), batch_size=[batch])
+    M = len(self.config.senses)
+    full = partial(torch.full, device=device)
+    zeros = partial(torch.zeros, device=device)
+    return ExecState(
+        level=zeros(batch),
+        on=zeros(batch, dtype=torch.bool),
+        run=zeros(batch, dtype=torch.long),
+        spoken=zeros(batch, dtype=torch.long),
+        asked=zeros(batch, dtype=torch.bool),
+        pending=zeros(batch, dtype=torch.long),
+        fast=zeros(batch, self.n),
+        slow=zeros(batch, self.n),
+        centre=zeros(batch, self.width),
+        spread=full((batch, self.width), 1.),
+        here=full((batch, M), 1.),
+        attention=full((batch, M), 1/M),
+        last=full((batch, len(ACTIONS)-1), -math.inf, dtype=torch.float64),
+        steps=zeros(batch, dtype=torch.long),
+        batch_size=[batch])
 
 # %% ../../nbs/81_executive.ipynb #probs
 def _towards(old, new, share): return old + share*(new-old)
 
+# %% ../../nbs/81_executive.ipynb #chances
 @patch
-def chances(self:Executive, felt:Felt):
-    "Probabilities of all heads [B,C]; numbers of 'mse' heads as they are"
-    p = [felt.features[h.name].sigmoid() if h.kind == 'bce' else felt.features[h.name].softmax(-1) if h.kind == 'ce' else felt.features[h.name] for h in self.heads]
-    return torch.cat(p, -1)
+def chances(self:Executive,
+    felt:Felt        # Of one frame, [B,...]
+) -> torch.Tensor:   # [B,C], heads side by side
+    "Probabilities of all heads; numbers of 'mse' heads as they are"
+    p = []
+    for h in self.heads:
+        out = felt.features[h.name]                      # [B,n]
+        if h.kind == 'bce': out = out.sigmoid()
+        elif h.kind == 'ce': out = out.softmax(-1)
+        p.append(out)
+    return torch.cat(p, -1)                              # [B,C]
+
+# %% ../../nbs/81_executive.ipynb #chance
+@patch
+def _sure(self:Executive, felt, name):
+    "Certainty of a head [B]; NaN if there is no such head"
+    if name in felt.certainty: return felt.certainty[name]
+    return torch.full_like(felt.latent[:, 0], math.nan)
 
 @patch
-def _sure(self:Executive, felt, name): return felt.certainty.get(name, torch.full_like(felt.latent[:, 0], math.nan))
-
-@patch
-def _chance(self:Executive, p, name): return p[:, self.at[name]].amax(-1) if name in self.at else torch.full_like(p[:, 0], math.nan)
+def _chance(self:Executive, p, name):
+    "Greatest probability of a head [B]; NaN if there is no such head"
+    if name not in self.at: return torch.full_like(p[:, 0], math.nan)
+    columns = p[:, self.at[name]]                        # [B,n]
+    return columns.amax(-1)
 
 # %% ../../nbs/81_executive.ipynb #averages
 @patch
 def _averages(self:Executive, s, p):
     "Fast and slow averages of p; the first frame is both"
-    c, first = self.config, (s.steps == 0)[:, None]
-    voice = torch.zeros(self.n, dtype=torch.bool, device=p.device)
-    for k in ('speaker', 'affect'):
-        if k in self.at: voice[self.at[k]] = True
-    go = (~voice | s.on[:, None]).to(p.dtype)
-    step = lambda old, seconds: torch.where(first, p, _towards(old, p, go*c.frame/seconds))
-    return step(s.fast, c.fast), step(s.slow, c.slow)
+    c = self.config
+    first = (s.steps == 0)[:, None]                                 # [B,1]
+    voice = torch.zeros(self.n, dtype=torch.bool, device=p.device)  # [C]
+    for name in ('speaker', 'affect'):
+        if name in self.at: voice[self.at[name]] = True
+    go = (~voice | s.on[:, None]).to(p.dtype)                       # [B,C]
+    fast = _towards(s.fast, p, go*c.frame/c.fast)
+    slow = _towards(s.slow, p, go*c.frame/c.slow)
+    return torch.where(first, p, fast), torch.where(first, p, slow)
 
+# %% ../../nbs/81_executive.ipynb #shift
 @patch
 def _shift(self:Executive, fast, slow, name):
+    "Total variation between a head's averages [B]; NaN if there is no such head"
     if name not in self.at: return torch.full_like(fast[:, 0], math.nan)
-    d = (fast-slow)[:, self.at[name]].abs()
-    return d.sum(-1)/(1 if d.shape[1] == 1 else 2)
+    apart = (fast-slow)[:, self.at[name]].abs()         # [B,n]
+    sides = 1 if apart.shape[1] == 1 else 2             # What one class gains, others lose
+    return apart.sum(-1)/sides                          # [B]
 
 # %% ../../nbs/81_executive.ipynb #strange
 @patch
 def _strange(self:Executive, s, x):
-    "sigma [B], and the new mean and variance"
+    "sigma [B], and the new mean and variance [B,W]"
     c = self.config
-    a = (1/(s.steps+1).clamp(max=c.usual/c.frame).to(x.dtype))[:, None]
-    off = x-s.centre
-    sigma = (off.square()/s.spread.clamp(min=.01)).mean(-1).sqrt()*(s.steps >= c.settle)
-    return sigma, s.centre+a*off, torch.where((s.steps == 0)[:, None], torch.full_like(off, .01), _towards(s.spread, (1-a)*off.square(), a))
+    frames = (s.steps+1).clamp(max=c.usual/c.frame)     # [B]
+    share = (1/frames.to(x.dtype))[:, None]             # [B,1]
+    off = x-s.centre                                    # [B,W]
+    square = off.square()
+    scaled = square/s.spread.clamp(min=.01)
+    sigma = scaled.mean(-1).sqrt()*(s.steps >= c.settle)
+    centre = s.centre+share*off
+    spread = _towards(s.spread, (1-share)*square, share)
+    first = (s.steps == 0)[:, None]                     # [B,1]
+    spread = torch.where(first, torch.full_like(off, .01), spread)
+    return sigma, centre, spread
 
 # %% ../../nbs/81_executive.ipynb #speech
+class _Turn(NamedTuple):
+    "Does somebody speak?"
+    level: torch.Tensor   # Smoothed probability, [B]
+    on: torch.Tensor      # [B] bool
+    run: torch.Tensor     # Frames in a row that ask for the opposite, [B]
+    began: torch.Tensor   # In this frame, [B] bool
+    ended: torch.Tensor   # In this frame, [B] bool
+
+# %% ../../nbs/81_executive.ipynb #speech-step
 @patch
 def _speech(self:Executive, s, p, sure):
-    "level, on, run, began, ended; all [B]"
+    "One frame of speech, given its probability and certainty [B]"
     c = self.config
-    level = _towards(s.level, p, c.smooth)
-    against = torch.where(s.on, level < c.off, (level > c.on) & (sure >= c.sure))
+    level = _towards(s.level, p, c.smooth)                     # [B]
+    begins = (level > c.on) & (sure >= c.sure)
+    against = torch.where(s.on, level < c.off, begins)
     run = (s.run+1)*against
     flip = run >= torch.where(s.on, c.release, c.hold)
-    return level, s.on ^ flip, run*~flip, flip & ~s.on, flip & s.on
+    began = flip & ~s.on
+    ended = flip & s.on
+    return _Turn(level, s.on ^ flip, run*~flip, began, ended)
 
 # %% ../../nbs/81_executive.ipynb #attention
 @patch
 def _attend(self:Executive, s, felt, fast, slow, here):
     "attention, rates of delivery; [B,M]"
-    c, u = self.config, []
-    for i, (m, heads) in enumerate(c.senses.items()):
+    c = self.config
+    scores = []
+    for i, heads in enumerate(c.senses.values()):
         told = [felt.certainty[h]*self._shift(fast, slow, h) for h in heads if h in self.at]
-        u.append(torch.stack(told).amax(0) if told else 1-s.here[:, i])
-    u = torch.stack(u, -1)*here/c.sharp
-    if self.look: u = self.look(torch.cat([felt.latent, felt.sync], -1)) + (u if c.attention == 'both' else 0)
-    return _towards(s.attention, u.softmax(-1), c.calm), _towards(s.here, here, c.frame/c.slow)
+        scores.append(torch.stack(told).amax(0) if told else 1-s.here[:, i])
+    scores = torch.stack(scores, -1)*here/c.sharp                         # [B,M]
+    if self.look:
+        learned = self.look(torch.cat([felt.latent, felt.sync], -1))
+        scores = learned + scores if c.attention == 'both' else learned
+    attention = _towards(s.attention, scores.softmax(-1), c.calm)
+    rates = _towards(s.here, here, c.frame/c.slow)
+    return attention, rates
 
 # %% ../../nbs/81_executive.ipynb #choose
 @patch
 def _choose(self:Executive, s, fires, idle, now):
-    "action, reason, times of last actions; `fires` [B,5] in order of urgency, `idle` [B,3] unsure, no input, nothing new"
+    "action, reason, times of last actions; `fires` [B,5] in order of urgency, `idle` [B,3] as `_idle`"
     c, dev = self.config, now.device
-    of = torch.tensor([ACTIONS.index(REASONS[k][0])-1 for k in _ACTS], device=dev)
-    rest = torch.tensor([c.rest[a] for a in ACTIONS[1:]], dtype=torch.float64, device=dev)
-    free = (now[:, None]-s.last >= rest)[:, of]
-    told = torch.cat([fires & free, fires.any(1, keepdim=True), idle], 1)
-    reason = told.int().argmax(1)
-    action = torch.cat([of+1, of.new_zeros(4)])[reason]
+    acts = [ACTIONS.index(REASONS[k][0]) for k in _ACTS]
+    waits = [0]*(len(REASONS)-len(_ACTS))
+    of = torch.tensor(acts+waits, device=dev)                   # Reason -> its action, [9]
+    seconds = [c.rest[a] for a in ACTIONS[1:]]
+    rest = torch.tensor(seconds, dtype=torch.float64, device=dev)
+    rested = (now[:, None]-s.last >= rest)                      # [B,3]
+    free = rested[:, of[:len(acts)]-1]                          # [B,5]
+    soon = fires.any(1, keepdim=True)                           # [B,1]
+    holds = torch.cat([fires & free, soon, idle], 1)            # In order of `REASONS`, [B,9]
+    reason = holds.int().argmax(1)                              # The first that holds, [B]
+    action = of[reason]
     taken = torch.arange(1, len(ACTIONS), device=dev) == action[:, None]
-    return action, reason, torch.where(taken, now[:, None], s.last)
+    last = torch.where(taken, now[:, None], s.last)             # [B,3]
+    return action, reason, last
 
 # %% ../../nbs/81_executive.ipynb #notice
 @patch
 def _fires(self:Executive, s, on, spoken, turn, ev, odd):
     "Which reasons to act hold [B,5], in order of urgency, and the anomalies that wait [B]"
-    c, (began, ended) = self.config, turn
-    sure, who, shift, mood = ev[:, 1:5].unbind(1)
-    pending = torch.where(s.pending > 0, s.pending-1, odd*c.patience)*~on
+    c = self.config
+    began, ended = turn
+    who, shift, mood = ev[:, 2:5].unbind(1)                     # [B] each
+    waits = torch.where(s.pending > 0, s.pending-1, odd*c.patience)
+    pending = waits*~on                                         # Whoever speaks explains it
     talks = on & (spoken >= c.doubt)
-    return torch.stack([ended, began, talks & ~s.asked & (who < c.unknown), (s.pending == 1) & ~on, talks & (shift > c.shift) & (mood >= c.sure)], 1), pending
+    stranger = talks & ~s.asked & (who < c.unknown)
+    unexplained = (s.pending == 1) & ~on
+    moved = talks & (shift > c.shift) & (mood >= c.sure)
+    fires = torch.stack([ended, began, stranger, unexplained, moved], 1)
+    return fires, pending
 
+# %% ../../nbs/81_executive.ipynb #idle
 @patch
 def _idle(self:Executive, on, ev, got):
     "Which reasons to wait hold, [B,3]: unsure, no input, nothing new"
-    return torch.stack([~on & (ev[:, 0] > self.config.on) & ~(ev[:, 1] >= self.config.sure), ~got, torch.ones_like(on)], 1)
+    c = self.config
+    level, sure = ev[:, :2].unbind(1)
+    unsure = ~on & (level > c.on) & ~(sure >= c.sure)       # Also where the certainty is NaN
+    always = torch.ones_like(on)
+    return torch.stack([unsure, ~got, always], 1)
 
 # %% ../../nbs/81_executive.ipynb #forward
 @patch
 def forward(self:Executive,
-    state:ExecState,
-    felt:Felt,      # Of one frame, [B,...]
-    now,            # Seconds: a number or [B]
-    here=None,      # Which senses deliver, [B,M] in order of config.senses; None: the first one
-    alarm=None      # The ear's anomaly score [B]; None is 0
-) -> tuple:         # (state, `Decision`)
+    state:ExecState,                    # As the last frame left it
+    felt:Felt,                          # Of one frame, [B,...]
+    now:float|torch.Tensor,             # Seconds: a number or [B]
+    here:torch.Tensor|None=None,        # Which senses deliver, [B,M] in order of config.senses; None: the first one
+    alarm:torch.Tensor|None=None        # The ear's anomaly score [B]; None is 0
+) -> tuple[ExecState, Decision]:        # The new state and what to do
     "Decide about one frame"
-    s, p, (now, here, alarm) = SimpleNamespace(**dict(state.items())), self.chances(felt), self._given(state, felt, now, here, alarm)
-    c, got = self.config, here.any(1)
-    sure, who, mood = (self._sure(felt, k) for k in ('is_speech', 'speaker', 'affect'))
-    level, on, run, *turn = self._speech(s, self._chance(p, 'is_speech').nan_to_num(0.)*got, sure)
-    fast, slow = self._averages(s, p)
+    c = self.config
+    s = SimpleNamespace(**dict(state.items()))
+    p = self.chances(felt)                                          # [B,C]
+    now, here, alarm = self._given(state, felt, now, here, alarm)
+    got = here.any(1)                                               # [B]
+    sure = self._sure(felt, 'is_speech')
+    speech = self._chance(p, 'is_speech').nan_to_num(0.)*got        # [B]
+    turn = self._speech(s, speech, sure)
+    spoken = (s.spoken+1)*turn.on
+    fast, slow = self._averages(s, p)                               # [B,C]
     sigma, centre, spread = self._strange(s, torch.cat([felt.latent, felt.sync], -1))
-    ev, spoken = torch.stack([level, sure, who, self._shift(fast, slow, 'affect'), mood, sigma, alarm], 1), (s.spoken+1)*on
     odd = ((alarm > c.alarm) | (sigma > c.strange)) & (s.steps >= c.settle) & got
-    fires, pending = self._fires(s, on, spoken, turn, ev, odd)
-    action, reason, last = self._choose(s, fires, self._idle(on, ev, got), now)
-    attention, rates = self._attend(s, felt, fast, slow, here)
-    asked = (s.asked | (reason == _ACTS.index('unknown_speaker'))) & on
-    return _state(level, on, run, spoken, asked, pending, fast, slow, centre, spread, rates, attention, last, s.steps+1), Decision(action, reason, attention, ev, now, batch_size=state.batch_size)
+    who = self._sure(felt, 'speaker')
+    mood = self._sure(felt, 'affect')
+    shift = self._shift(fast, slow, 'affect')
+    evidence = torch.stack([turn.level, sure, who, shift, mood, sigma, alarm], 1)  # [B,7]
+    fires, pending = self._fires(s, turn.on, spoken, (turn.began, turn.ended), evidence, odd)
+    idle = self._idle(turn.on, evidence, got)
+    action, reason, last = self._choose(s, fires, idle, now)
+    attention, rates = self._attend(s, felt, fast, slow, here)      # [B,M]
+    asked = (s.asked | (reason == _ACTS.index('unknown_speaker'))) & turn.on
+    new = ExecState(
+        level=turn.level, on=turn.on, run=turn.run,
+        spoken=spoken, asked=asked, pending=pending,
+        fast=fast, slow=slow,
+        centre=centre, spread=spread,
+        here=rates, attention=attention,
+        last=last,
+        steps=s.steps+1,
+        batch_size=[len(action)])
+    return new, Decision(action, reason, attention, evidence, now, batch_size=state.batch_size)
 
 # %% ../../nbs/81_executive.ipynb #fits
-def _state(*values): return ExecState(*values, batch_size=[len(values[0])])
-
 def _fits(self, state, felt):
-    if felt.latent.ndim != 2: raise ValueError(f'felt: got a latent of shape {list(felt.latent.shape)}, expected one frame [B,D]; see frame_of')
-    if state.batch_size != felt.latent.shape[:1]: raise ValueError(f'state: got {list(state.batch_size)} streams, expected {len(felt.latent)} as in felt')
-    if (w := felt.latent.shape[1]+felt.sync.shape[1]) != self.width: raise ValueError(f'felt: got latent and sync of {w} together, expected width={self.width}')
+    "Raise if state and felt aren't of one frame and of as many streams"
+    latent = felt.latent
+    if latent.ndim != 2:
+        raise ValueError(f'felt: got a latent of shape {list(latent.shape)}, expected one frame [B,D]; see frame_of')
+    if state.batch_size != latent.shape[:1]:
+        raise ValueError(f'state: got {list(state.batch_size)} streams, expected {len(latent)} as in felt')
+    width = latent.shape[1]+felt.sync.shape[1]
+    if width != self.width:
+        raise ValueError(f'felt: got latent and sync of {width} together, expected width={self.width}')
 
+# %% ../../nbs/81_executive.ipynb #given
 @patch
 def _given(self:Executive, state, felt, now, here, alarm):
     "Time [B], which senses deliver [B,M], the ear's alarm [B]"
     _fits(self, state, felt)
-    now = torch.as_tensor(now, dtype=torch.float64, device=felt.latent.device).expand(len(state))
-    here = torch.zeros_like(state.here).index_fill(1, state.steps.new_zeros(1), 1.) if here is None else here.to(state.here.dtype)
-    return now, here, torch.zeros_like(state.level) if alarm is None else alarm
+    now = torch.as_tensor(now, dtype=torch.float64, device=felt.latent.device)
+    now = now.expand(len(state))
+    if here is None:
+        first = state.steps.new_zeros(1)
+        here = torch.zeros_like(state.here).index_fill(1, first, 1.)
+    else: here = here.to(state.here.dtype)
+    if alarm is None: alarm = torch.zeros_like(state.level)
+    return now, here, alarm
 
+# %% ../../nbs/81_executive.ipynb #frame-of
 def frame_of(
     felt:Felt, # [B,T,...]
     t:int=-1   # Which frame
 ) -> Felt:     # [B,...]
     "One frame of several"
-    pick = lambda d: {k: v[:, t] for k, v in d.items()}
-    return Felt(felt.latent[:, t], felt.sync[:, t], pick(felt.features), pick(felt.certainty), None if felt.lately is None else felt.lately[:, t])
+    features = {k: v[:, t] for k, v in felt.features.items()}
+    certainty = {k: v[:, t] for k, v in felt.certainty.items()}
+    lately = None if felt.lately is None else felt.lately[:, t]
+    return Felt(felt.latent[:, t], felt.sync[:, t], features, certainty, lately)
 
 # %% ../../nbs/81_executive.ipynb #explain
+def _rounded(names, values):
+    "Name -> value, without those that are NaN"
+    known = {}
+    for name, x in zip(names, values.tolist()):
+        if not math.isnan(x): known[str(name)] = round(x, 4)
+    return known
+
+# %% ../../nbs/81_executive.ipynb #explain-one
 @patch
 def explain(self:Decision,
-    row:int=0,        # Which stream
-    senses=None       # Their names; None numbers them
-) -> dict:            # action, reason, text, evidence, attention; JSON values
+    row:int=0,                        # Which stream
+    senses:Iterable[str]|None=None    # Their names; None numbers them
+) -> dict:                            # action, reason, text, evidence, attention; JSON values
     "One stream's decision in words and numbers"
     code = list(REASONS)[int(self.reason[row])]
     names = senses or range(self.attention.shape[1])
-    rounded = lambda keys, v: {str(k): round(x, 4) for k, x in zip(keys, v.tolist()) if not math.isnan(x)}
-    return dict(action=ACTIONS[int(self.action[row])], reason=code, text=REASONS[code][1], evidence=rounded(EVIDENCE, self.evidence[row]), attention=rounded(names, self.attention[row]))
+    return dict(
+        action=ACTIONS[int(self.action[row])],
+        reason=code,
+        text=REASONS[code][1],
+        evidence=_rounded(EVIDENCE, self.evidence[row]),
+        attention=_rounded(names, self.attention[row]))
 
+# %% ../../nbs/81_executive.ipynb #trigger
 def trigger(
-    decision:Decision,
-    prompt,              # Called with (row, the decision explained); e.g. asks a language model
-    actions=('speak',)   # For these only
-) -> int:                # Calls made
+    decision:Decision,                      # Of a frame
+    prompt:Callable[[int, dict], object],   # Called with (row, the decision explained); e.g. asks a language model
+    actions:Iterable[str]=('speak',)        # For these only
+) -> int:                                   # Calls made
     "Hand decisions to whoever acts"
-    wanted = sum((decision.action == ACTIONS.index(a) for a in actions)).nonzero()[:, 0].tolist()
-    for row in wanted: prompt(row, decision.explain(row))
-    return len(wanted)
+    chosen = [decision.action == ACTIONS.index(a) for a in actions]     # [B] each
+    rows = sum(chosen).nonzero()[:, 0].tolist()
+    for row in rows: prompt(row, decision.explain(row))
+    return len(rows)
