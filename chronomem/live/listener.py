@@ -8,18 +8,20 @@ __all__ = ['ListenerConfig', 'Event', 'Listener']
 # %% ../../nbs/86_listener.ipynb #imports
 import gc, math, threading, time
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 import numpy as np, psutil, torch
 from fastcore.basics import patch
-from ..core import Config, ManualClock
+from ..core import Clock, Config, ManualClock
 from ..senses.audio import Reflex, batch as audio_batch
-from ..senses.sources import RawRing, Watchdog, ended, paced
+from ..senses.sources import RawRing, Source, Watchdog, ended, paced
 from ..senses.streams import AFFECTS
-from .boot import BootConfig, BootManager, HotSwap, Running, carried
-from .executive import Executive, frame_of, trigger
+from .boot import BootConfig, BootManager, HotSwap, Running, SwapConfig, carried
+from .executive import Decision, Executive, frame_of, trigger
 from .recording import Later, record
-from .subconscious import Sensed, Subconscious
+from .subconscious import Felt, Sensed, Subconscious
 
 # %% ../../nbs/86_listener.ipynb #config
 @dataclass
@@ -30,6 +32,7 @@ class ListenerConfig(Config):
     sample: int = 100         # Frames between two looks at the memory
     keep: int = 20_000        # Step times kept for the statistics, 1000 s
 
+# %% ../../nbs/86_listener.ipynb #event
 @dataclass
 class Event:
     "What came of one frame"
@@ -45,113 +48,154 @@ class Event:
     reason: str = ''          # Why it is missing or over
     ms: float = 0.            # CPU time of the step
 
+# %% ../../nbs/86_listener.ipynb #event-record
 @patch
-def record(self:Event) -> dict:
+def record(self:Event) -> dict:  # JSON values; `frame` and `t` are always there
     "Without what is empty"
-    return {k: v for k, v in asdict(self).items() if v not in ('', {}, False) or k in ('frame', 't')}
+    out = {}
+    for k, v in asdict(self).items():
+        if k in ('frame', 't') or v not in ('', {}, False): out[k] = v
+    return out
 
 # %% ../../nbs/86_listener.ipynb #class
 class Listener:
     "Hears a source, frame by frame"
     def __init__(self,
-        model:Subconscious,
-        home=None,             # Directory of its state; None keeps nothing
-        config:ListenerConfig|None=None,
-        boot:BootConfig|None=None,
-        executive:Executive|None=None,
-        reflex:Reflex|None=None,
-        prompt=None,           # Called with (row, decision explained) for the actions below; what takes long belongs in a thread of its own
-        actions=('speak',),
-        labels:dict|None=None  # Name of a feature -> names of its classes
+        model:Subconscious,               # What feels
+        home:str|Path|None=None,          # Directory of its state; None keeps nothing
+        config:ListenerConfig|None=None,  # How the loop behaves
+        boot:BootConfig|None=None,        # How to wake up, and how often to write down
+        executive:Executive|None=None,    # What decides; None: one that fits the model
+        reflex:Reflex|None=None,          # The ear; None: the default one
+        prompt:Callable|None=None,        # Called with (row, decision explained); if it takes long, use a thread
+        actions:Iterable[str]=('speak',), # Which decisions the callback hears of
+        labels:dict|None=None             # Name of a feature -> names of its classes
     ):
-        self.config, self.model, self.prompt, self.actions = config or ListenerConfig(), model, prompt, actions
+        self.config = config or ListenerConfig()
+        self.model = model
+        self.prompt, self.actions = prompt, actions
         self.boot = BootManager(model, home, boot, reflex, executive)
-        self.reflex, self.period, self.labels = self.boot.reflex, self.boot.config.frame, {'affect': AFFECTS, **{h.name: h.names for h in model.config.heads if h.names}, **(labels or {})}
+        self.reflex, self.period = self.boot.reflex, self.boot.config.frame
+        own = {h.name: h.names for h in model.config.heads if h.names}
+        self.labels = {'affect': AFFECTS, **own, **(labels or {})}
         try: self.run, self.kept = self.boot.start()
         except BaseException:
             self.boot.close()
             raise
         self.ring = RawRing(self.config.ring, self.period, (self.reflex.config.frame,))
-        self.swapping, self.place, self.also, self.at = None, {}, set(), int(self.run.inner.steps[0])
-        self.cpu, self.wall, self.rss, self.process = deque(maxlen=self.config.keep), deque(maxlen=self.config.keep), deque(maxlen=2000), psutil.Process()
+        self.swapping = None                      # A `HotSwap` that goes on
+        self.place, self.also = {}, set()         # Where in the source; senses besides the ear that this frame brings
+        self.at = int(self.run.inner.steps[0])
+        self.cpu, self.wall = deque(maxlen=self.config.keep), deque(maxlen=self.config.keep)
+        self.rss, self.process = deque(maxlen=2000), psutil.Process()
         self.count = dict(frames=0, missing=0, skipped=0, errors=0, missed=0, acted=0, swaps=0)
-        self.last, self.clock, self.quick = '', None, (None, None)
+        self.last, self.clock = '', None
+        self.quick = None, None                   # The recorded model and its recording
         self.rehearse()
     @property
     def run(self):
-        self.lived = self.lived.whole() if isinstance(self.lived, Later) else self.lived
+        if isinstance(self.lived, Later): self.lived = self.lived.whole()
         return self.lived
     @run.setter
     def run(self, state): self.lived = state
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
 
 # %% ../../nbs/86_listener.ipynb #step
 def _nothing(model, t):
-    z = lambda *s: torch.zeros(1, 1, *s)
-    return Sensed(z(model.config.core.d_in), z(model.seen), z(), z().double()+t, z() == 0)
+    "A frame that brought nothing, as `Sensed` [1,1]"
+    tokens = torch.zeros(1, 1, model.config.core.d_in)
+    seen = torch.zeros(1, 1, model.seen)
+    none = torch.zeros(1, 1)
+    return Sensed(tokens, seen, none, none.double()+t, none == 0)
 
+# %% ../../nbs/86_listener.ipynb #live-step
 @patch
 def _live(self:Listener, feel, run, t, x, here):
-    ear, heard = (run.ear, None) if x is None else self.reflex(run.ear, x[None, None])
-    b = None if x is None else audio_batch(heard, t0=t, schemas=self.model.schemas, config=self.reflex.config)
-    inner, felt = feel(run.inner, lambda m: _nothing(m, t) if x is None else m.perceive(b, 1, only=['audio']))
-    felt = self.boot.scaled(frame_of(felt), run.awake+1)
+    "A frame: (the new `Running`, `Felt`, `Decision`)"
+    ear, alarm = run.ear, None
+    see = partial(_nothing, t=t)
+    if x is not None:
+        ear, heard = self.reflex(ear, x[None, None])              # [1,1,n]
+        tokens = audio_batch(heard, t0=t, schemas=self.model.schemas, config=self.reflex.config)
+        alarm = heard.anomaly[:, 0]                               # [1]
+        def see(model): return model.perceive(tokens, 1, only=['audio'])
+    inner, felt = feel(run.inner, see)
+    awake, end = run.awake+1, t+self.period
+    felt = self.boot.scaled(frame_of(felt), awake)
     mind = self._mind(run.mind, felt)
-    mind, decision = self.boot.executive(mind, felt, t+self.period, here, None if x is None else heard.anomaly[:, 0])
-    return Running(inner=inner, ear=ear, mind=mind, awake=run.awake+1, time=(t+self.period)[None], batch_size=[1]), felt, decision
+    mind, decision = self.boot.executive(mind, felt, end, here, alarm)
+    now = Running(inner=inner, ear=ear, mind=mind, awake=awake, time=end[None], batch_size=[1])
+    return now, felt, decision
 
+# %% ../../nbs/86_listener.ipynb #one-step
 @patch
 @torch.inference_mode()
 def step(self:Listener,
-    t:float,   # When the frame began
-    x=None     # Samples [n]; None: nothing came
-) -> tuple:    # (Felt, Decision), and `run` has moved on
+    t:float,                     # When the frame began
+    x:torch.Tensor|None=None     # Samples [n]; None: nothing came
+) -> tuple[Felt, Decision]:      # Of this frame; `run` has moved on
     "Live one frame"
-    before, here = self.model, torch.tensor([[k in self.also or (k == 'audio' and x is not None) for k in self.boot.executive.config.senses]])
-    known = x is not None and not self.swapping and self.quick[0] is self.model
-    live = self.quick[1] if known else partial(self._live, self._feel)
-    self.run, felt, decision = live(self.lived if known else self.run, torch.tensor(t, dtype=torch.float64), x, here)
+    before = self.model
+    begin = torch.tensor(t, dtype=torch.float64)
+    senses = self.boot.executive.config.senses
+    delivers = [k in self.also or (k == 'audio' and x is not None) for k in senses]
+    here = torch.tensor([delivers])                               # [1,M]
+    recorded = x is not None and not self.swapping and self.quick[0] is before
+    if recorded: self.run, felt, decision = self.quick[1](self.lived, begin, x, here)
+    else: self.run, felt, decision = self._live(self._feel, self.run, begin, x, here)
     self.also.clear()
-    if self.model is not before: threading.Thread(target=self.rehearse, daemon=True, name='chronomem rehearse').start()
+    if self.model is not before:
+        threading.Thread(target=self.rehearse, daemon=True, name='chronomem rehearse').start()
     return felt, decision
 
 # %% ../../nbs/86_listener.ipynb #rehearse
 @patch
 def _examples(self:Listener, live):
-    g, n, on = torch.Generator().manual_seed(0), self.reflex.config.frame, torch.ones(1, len(self.boot.executive.config.senses), dtype=torch.bool)
-    cold, at = self.boot.cold, lambda t: torch.tensor(t, dtype=torch.float64)
-    old, x = cold(), .1*torch.randn(30, n, generator=g)
-    for i in range(29): old, *_ = live(old, at(.05*i), x[i], on)
-    old.inner.traces = None
+    "Functions that make arguments of a recording: of a first frame, and of one after a short life"
+    cold, n = self.boot.cold, self.reflex.config.frame
+    here = torch.ones(1, len(self.boot.executive.config.senses), dtype=torch.bool)
+    def at(t): return torch.tensor(t, dtype=torch.float64)
+    x = .1*torch.randn(30, n, generator=torch.Generator().manual_seed(0))
+    old = cold()
+    for i in range(29): old, *_ = live(old, at(.05*i), x[i], here)
+    old.inner.traces = None                       # Stored in place, so each example has its own
+    def born(): return cold(), at(0.), torch.zeros(n), here
     def lived():
-        new = cold()
-        return old.replace(inner=carried(old.inner, new.inner, ['core', 'past', 'usual'])), at(2.), x[29], on
-    return [lambda: (cold(), at(0.), torch.zeros(n), on), lived]
+        inner = carried(old.inner, cold().inner, ['core', 'past', 'usual'])
+        return old.replace(inner=inner), at(2.), x[29], here
+    return [born, lived]
 
+# %% ../../nbs/86_listener.ipynb #rehearsed
 @patch
 @torch.inference_mode()
 def rehearse(self:Listener):
     "Record a frame, so that the first real one meets its deadline and all take a third less time"
     m = self.model
-    live = partial(self._live, lambda inner, see: m(inner, see(m)))
-    try: self.quick = m, record(live, [m, self.reflex, self.boot.executive], self._examples(live), later=(0,))
+    def feel(inner, see): return m(inner, see(m))
+    live = partial(self._live, feel)
+    parts = [m, self.reflex, self.boot.executive]
+    try: self.quick = m, record(live, parts, self._examples(live), later=(0,))
     except Exception as e: self.last = f'recording: {type(e).__name__}: {e}'
 
 # %% ../../nbs/86_listener.ipynb #swap
 @patch
 def swap(self:Listener,
-    load,        # () -> the newer `Subconscious`; called in a thread
-    config=None  # `SwapConfig`
-) -> HotSwap:    # Its `phase`, `problem` and `report` tell how it goes
-    "Let a newer model take over without losing a frame"
-    if self.swapping: raise ValueError(f'swap: another one is going on ({self.swapping.phase}), expected it to be over')
-    replay = lambda t0: (lambda t, x: (t, x[None]))(*self.ring.get(t0, math.inf))
-    self.swapping = HotSwap(load, replay, self.reflex, config).start(self.model, self.run.inner)
+    load:Callable[[], Subconscious],   # Gives the newer model; called in a thread
+    config:SwapConfig|None=None        # None: the defaults
+) -> HotSwap:                          # Its `phase`, `problem` and `report` tell how it goes
+    "Let a newer model take over without losing a frame; raises `ValueError` while another one does"
+    if self.swapping:
+        raise ValueError(f'swap: another one is going on ({self.swapping.phase}), expected it to be over')
+    def replay(since):
+        t, x = self.ring.get(since, math.inf)
+        return t, x[None]              # [n], [1,n,samples]
+    swap = HotSwap(load, replay, self.reflex, config)
+    self.swapping = swap.start(self.model, self.run.inner)
     return self.swapping
 
+# %% ../../nbs/86_listener.ipynb #swap-feel
 @patch
 def _feel(self:Listener, inner, see):
+    "One frame: (the new inner state, `Felt`)"
     w = self.swapping
     if w is None: return self.model(inner, see(self.model))
     model, inner, felt = w.feel(self.model, inner, see)
@@ -165,25 +209,37 @@ def _follow(self:Listener, model, inner, name):
     self.boot.follow(model, name)
     self.count['swaps'] += 1
 
+# %% ../../nbs/86_listener.ipynb #swap-mind
 @patch
 def _mind(self:Listener, mind, felt):
-    ex, width = self.boot.executive, felt.latent.shape[1]+felt.sync.shape[1]
-    if ex.width == width and ex.heads == tuple(self.model.config.heads): return mind
-    self.boot.executive = Executive(ex.config, self.model.config.heads, width)
+    "The executive's state, anew if its model or width is another"
+    ex, heads = self.boot.executive, self.model.config.heads
+    width = felt.latent.shape[1]+felt.sync.shape[1]
+    if ex.width == width and ex.heads == tuple(heads): return mind
+    self.boot.executive = Executive(ex.config, heads, width)
     return self.boot.executive.init(1)
 
 # %% ../../nbs/86_listener.ipynb #words
 @patch
-def words(self:Listener, felt) -> dict:
+def _class(self:Listener, h, v):
+    "The best class of a head and its probability"
+    best = v.softmax(-1).max(-1)
+    p, i = best.values.item(), best.indices.item()
+    names = self.labels.get(h.name, ())
+    return dict(label=names[i] if len(names) == h.n else i, p=p)
+
+# %% ../../nbs/86_listener.ipynb #words-all
+@patch
+def words(self:Listener,
+    felt:Felt     # Of one frame, [1,...]
+) -> dict:        # Name of a feature -> dict(p), dict(label, p) or dict(value)
     "Features of a frame as plain values"
     out = {}
     for h in self.model.config.heads:
-        v = felt.features[h.name][0]
-        if h.kind == 'ce':
-            p, i = (x.item() for x in v.softmax(-1).max(-1))
-            names = self.labels.get(h.name, ())
-            out[h.name] = dict(label=names[i] if len(names) == h.n else i, p=p)
-        else: out[h.name] = dict(p=v.sigmoid().amax().item()) if h.kind == 'bce' else dict(value=v.tolist())
+        v = felt.features[h.name][0]              # [n]
+        if h.kind == 'ce': out[h.name] = self._class(h, v)
+        elif h.kind == 'bce': out[h.name] = dict(p=v.sigmoid().amax().item())
+        else: out[h.name] = dict(value=v.tolist())
     return out
 
 # %% ../../nbs/86_listener.ipynb #frame
@@ -193,94 +249,140 @@ def _wrong(self:Listener, x):
     if isinstance(x, np.ndarray) and x.dtype.kind == 'f': x = torch.from_numpy(x)
     n = self.reflex.config.frame
     if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.shape != (n,):
-        return None, f'frame: expected [{n}] float samples, got {f"{list(x.shape)} {x.dtype}" if isinstance(x, (torch.Tensor, np.ndarray)) else type(x).__name__}'
+        array = isinstance(x, (torch.Tensor, np.ndarray))
+        got = f'{list(x.shape)} {x.dtype}' if array else type(x).__name__
+        return None, f'frame: expected [{n}] float samples, got {got}'
     bad = int((~x.isfinite()).sum())
-    return (x.float().nan_to_num(0., 0., 0.), f'frame: {bad} of {n} samples are NaN or infinite, taken as 0') if bad else (x.float(), '')
+    x = x.float()
+    if not bad: return x, ''
+    return x.nan_to_num(0., 0., 0.), f'frame: {bad} of {n} samples are NaN or infinite, taken as 0'
 
+# %% ../../nbs/86_listener.ipynb #frame-told
+@patch
+def _told(self:Listener, felt, decision):
+    "A frame's features, certainties and decision, as an `Event` has them"
+    senses = self.boot.executive.config.senses
+    certainty = {k: v.item() for k, v in felt.certainty.items()}
+    return dict(features=self.words(felt), certainty=certainty, decision=decision.explain(0, senses))
+
+# %% ../../nbs/86_listener.ipynb #frame-one
 @patch
 def _frame(self:Listener, t, x=None, error='', reason='') -> Event:
     "Live a frame and tell of it"
     wall, cpu = time.perf_counter(), time.thread_time()
     try:
         felt, decision = self.step(t, x)
-        told = dict(features=self.words(felt), certainty={k: v.item() for k, v in felt.certainty.items()}, decision=decision.explain(0, self.boot.executive.config.senses))
+        told = self._told(felt, decision)
     except Exception as e:
-        error, told, decision = f'{error} {type(e).__name__}: {e}'.strip(), {}, None
+        error = f'{error} {type(e).__name__}: {e}'.strip()
+        told, decision = {}, None
         self.run.time = torch.full_like(self.run.time, t+self.period)
     if x is not None: self.ring.push(t, x)
-    ms, self.at = 1000*(time.thread_time()-cpu), self.at+1
+    ms = 1000*(time.thread_time()-cpu)
+    self.at += 1
     self._count(t, ms, 1000*(time.perf_counter()-wall), x is None, bool(error))
     if decision is not None and self.prompt: error = self._act(decision) or error
-    return Event(self.at-1, t, **told, warmth=float(self.boot.warmth(self.lived)[0]), missing=x is None, error=error, reason=reason, ms=ms)
+    warmth = float(self.boot.warmth(self.lived)[0])
+    return Event(self.at-1, t, **told, warmth=warmth, missing=x is None, error=error, reason=reason, ms=ms)
 
 # %% ../../nbs/86_listener.ipynb #act
 @patch
 def _act(self:Listener, decision):
+    "Hand a decision to the callback; what went wrong there, if anything"
     try: self.count['acted'] += trigger(decision, self.prompt, self.actions)
     except Exception as e:
         self.count['errors'] += 1
         return f'prompt: {type(e).__name__}: {e}'
 
+# %% ../../nbs/86_listener.ipynb #count
 @patch
 def _count(self:Listener, t, ms, wall, missing, error):
-    c, late = self.count, wall > 1000*self.period if self.clock is None else self.clock.now() > t+2*self.period
-    for k, v in dict(frames=1, missing=missing, errors=error, missed=late and not missing).items(): c[k] += v
+    "Count a frame and keep its times, in ms"
+    late = wall > 1000*self.period
+    if self.clock is not None: late = self.clock.now() > t+2*self.period
+    c = self.count
+    c['frames'] += 1
+    c['missing'] += missing
+    c['errors'] += error
+    c['missed'] += late and not missing
     self.cpu.append(ms)
     self.wall.append(wall)
-    if c['frames'] % self.config.sample == 1: self.rss.append(self.process.memory_info().rss/2**20)
+    if c['frames'] % self.config.sample == 1:
+        self.rss.append(self.process.memory_info().rss/2**20)
 
 # %% ../../nbs/86_listener.ipynb #taken
 @patch
+def _gap(self:Listener, r):
+    "What must be lived through before a raw frame: (frames, when they begin, why)"
+    p, before = self.period, float(self.lived.time[0])
+    if r.missing: return round(r.duration/p) or 1, r.t, r.reason
+    jump = r.t-before
+    late = before > -math.inf and jump > p/2      # Before the first frame there is nothing to jump from
+    frames = round(jump/p) if late else 0
+    return frames, before, 'a jump in time'
+
+# %% ../../nbs/86_listener.ipynb #take
+@patch
 def _take(self:Listener, r):
     "Events of a raw frame"
-    p, before = self.period, float(self.lived.time[0])
     if r.kind != 'audio':
         self.also.add(r.kind)
         return
-    jump = r.t-before if before > -math.inf and r.t-before > p/2 else 0.
-    gap, t, why = (round(r.duration/p) or 1, r.t, r.reason) if r.missing else (round(jump/p), before, 'a jump in time')
-    self.count['skipped'] += max(0, gap-self.config.most_gap)
-    t += max(0, gap-self.config.most_gap)*p
-    for i in range(min(gap, self.config.most_gap)): yield self._frame(t+i*p, reason=why)
+    gap, t, why = self._gap(r)
+    skipped = max(0, gap-self.config.most_gap)
+    self.count['skipped'] += skipped
+    t += skipped*self.period
+    for i in range(gap-skipped): yield self._frame(t+i*self.period, reason=why)
     if not r.missing:
         x, wrong = self._wrong(r.data)
         yield self._frame(r.t, x, wrong, wrong and 'broken')
 
 # %% ../../nbs/86_listener.ipynb #events
 @patch
+def _freeze(self:Listener):
+    "Set all objects aside that there are, if in real time; was it done here?"
+    if not self.clock or gc.get_freeze_count(): return False
+    gc.collect()
+    gc.freeze()
+    return True
+
+# %% ../../nbs/86_listener.ipynb #events-all
+@patch
 def events(self:Listener,
-    source,             # Any source of frames of sound; a `Watchdog` is live
-    clock=None,         # For a replay in real time, the clock its frames are stamped with; None is as fast as it goes
-    resume:bool=False   # Go on where this source was left
-):
+    source:Source,         # Any source of frames of sound; a `Watchdog` is live
+    clock:Clock|None=None, # Replays in real time: what its frames are stamped with; None is as fast as it goes
+    resume:bool=False      # Go on where this source was left
+) -> Iterator[Event]:      # The last one has `end`
     "An `Event` per frame, until the source is over; then the state is saved"
-    skip, every, live = self._begin(source, resume), self.boot.config.every, isinstance(source, Watchdog)
+    skip = self._begin(source, resume)
+    live, every = isinstance(source, Watchdog), self.boot.config.every
     self.clock = source.clock if live else clock
-    frames, since = ended(source), 0
-    quiet = bool(self.clock) and not gc.get_freeze_count()
-    if quiet:
-        gc.collect()
-        gc.freeze()
+    frames = ended(source)
+    if not live and clock is not None: frames = paced(frames, clock)
+    since = 0                                   # Frames lived since the last autosave
+    frozen = self._freeze()
     try:
-        for r in frames if live or clock is None else paced(frames, clock):
+        for r in frames:
             if r.end: break
             self.place['position'] += 1
             if self.place['position'] <= skip: continue
             for e in self._take(r):
                 since += 1
                 yield e
-            if every and since >= every and self.boot.home: since = since*(not self.boot.save(self.run, False, **self.place))
+            due = every and since >= every and self.boot.home
+            if due and self.boot.save(self.run, False, **self.place): since = 0
         self.place['over'] = True
         yield Event(self.at, float(r.t), end=True, reason=r.reason)
     finally:
-        if quiet: gc.unfreeze()
+        if frozen: gc.unfreeze()
         self.save()
 
 # %% ../../nbs/86_listener.ipynb #begin
 @patch
 def _begin(self:Listener, source, resume):
     "Frames to skip; a replay's time goes on from what was lived before"
-    k, now = self.kept or {}, float(self.run.time[0])
+    k = self.kept or {}
+    now = float(self.run.time[0])
     again = resume and k.get('source') == source.name and not k.get('over')
     if isinstance(source.clock, ManualClock):
         if again: source.clock = ManualClock(k['t0'])
@@ -288,8 +390,9 @@ def _begin(self:Listener, source, resume):
     self.place = dict(source=source.name, position=0, t0=source.clock.now(), over=False)
     return k['position'] if again else 0
 
+# %% ../../nbs/86_listener.ipynb #save
 @patch
-def save(self:Listener) -> bool:
+def save(self:Listener) -> bool:  # Was it done?
     "Write the state down now"
     return self.boot.save(self.run, **self.place)
 
@@ -299,13 +402,30 @@ def close(self:Listener):
     self.quick = None, None
     self.boot.close()
 
+# %% ../../nbs/86_listener.ipynb #with
+@patch
+def __enter__(self:Listener): return self
+
+@patch
+def __exit__(self:Listener, *_): self.close()
+
 # %% ../../nbs/86_listener.ipynb #stats
 def _quantiles(v):
+    "Median, 99th percentile and greatest of some numbers"
+    if not v: return {}
     v = sorted(v)
-    return {k: v[min(len(v)-1, int(q*len(v)))] for k, q in dict(p50=.5, p99=.99, max=1.).items()} if v else {}
+    def at(q): return v[min(len(v)-1, int(q*len(v)))]
+    return dict(p50=at(.5), p99=at(.99), max=at(1.))
 
+# %% ../../nbs/86_listener.ipynb #stats-all
 @patch
 def stats(self:Listener) -> dict:  # counts; CPU and wall time per step in ms; memory in MiB; saves and problems
     "How it is going"
     rss = dict(first=self.rss[0], last=self.rss[-1], max=max(self.rss)) if self.rss else {}
-    return dict(self.count, cpu_ms=_quantiles(self.cpu), wall_ms=_quantiles(self.wall), rss_mib=rss, saves=self.boot.saves, problem=self.boot.problem or self.last)
+    return dict(
+        self.count,
+        cpu_ms=_quantiles(self.cpu),
+        wall_ms=_quantiles(self.wall),
+        rss_mib=rss,
+        saves=self.boot.saves,
+        problem=self.boot.problem or self.last)
