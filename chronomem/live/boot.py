@@ -8,6 +8,7 @@ __all__ = ['STATE', 'BootConfig', 'Running', 'model_name', 'BootManager', 'wipe_
 
 # %% ../../nbs/85_boot.ipynb #imports
 import json, re, threading, time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
@@ -20,11 +21,13 @@ from .subconscious import Subconscious, SubState, Felt
 from ..then.recall import TraceState
 
 # %% ../../nbs/85_boot.ipynb #config
+def _needs(): return dict(is_sound=.1, is_speech=.2, speaker=.4, affect=.8)
+
 @dataclass
 class BootConfig(Config):
     "How to wake up, and how often to write down"
     steps: int = 20                # Frames until it counts as awake, 1 s
-    needs: dict[str, float] = field(default_factory=lambda: dict(is_sound=.1, is_speech=.2, speaker=.4, affect=.8)) # Seconds until a feature may be fully certain; others: the step of their head
+    needs: dict[str, float] = field(default_factory=_needs) # Seconds until fully certain; others: the step of their head
     frame: float = .05             # Seconds
     every: int = 200               # Frames between two autosaves, 10 s; 0: only at the end
     page: int = 4096               # Traces per file; 2.7 MB at a width of 128
@@ -40,100 +43,145 @@ def validate(self:BootConfig):
 @tensorclass
 class Running:
     "All that a listener carries from frame to frame, one row per stream"
-    inner: SubState
-    ear: AudioState
-    mind: ExecState
+    inner: SubState      # Of the subconscious
+    ear: AudioState      # Of the ear
+    mind: ExecState      # Of the executive
     awake: torch.Tensor  # Frames since the cold start, [B]
     time: torch.Tensor   # When the last frame was over, float64 seconds, [B]; -inf: none yet
 
 # %% ../../nbs/85_boot.ipynb #name
 def model_name(
-    model:Subconscious
-) -> str: # 16 hex digits
+    model:Subconscious # Of any shape
+) -> str:              # 16 hex digits
     "Fingerprint of weights and configuration"
     text = json.dumps(model.config.to_dict(), sort_keys=True).encode()
-    return fingerprint({**model.state_dict(), 'config': torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+    config = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return fingerprint({**model.state_dict(), 'config': config})
 
+# %% ../../nbs/85_boot.ipynb #manager
 class BootManager:
     "Starts a listener, cold or from disk, and writes its state down while it runs"
     def __init__(self,
-        model:Subconscious,
-        home=None,           # Directory of the state, locked while in use; None keeps nothing
-        config:BootConfig|None=None,
-        reflex:Reflex|None=None,
-        executive:Executive|None=None
+        model:Subconscious,             # Whose state it is
+        home:str|Path|None=None,        # Directory of the state, locked while in use; None keeps nothing
+        config:BootConfig|None=None,    # None: the defaults
+        reflex:Reflex|None=None,        # The ear; None: the default one
+        executive:Executive|None=None   # What decides; None: one that fits the model
     ):
         c = model.config
-        self.config, self.reflex, self.model = config or BootConfig(), reflex or Reflex(), model
+        self.model, self.name = model, model_name(model)
+        self.config = config or BootConfig()
+        self.reflex = reflex or Reflex()
         self.executive = executive or Executive(heads=c.heads, width=c.core.d+model.core.n_out)
-        self.name, self.saver, self.problem, self.saves = model_name(model), None, '', 0
-        self.home, self.lock, self.pages, self.stored = home and Path(home).expanduser(), None, {}, None
+        self.saver = None                    # The thread that writes
+        self.problem, self.saves = '', 0
+        self.pages, self.stored = {}, None   # Files by page; traces ever stored when they were written, [B]
+        self.lock = None
+        self.home = home and Path(home).expanduser()
         if self.home:
             self.home.mkdir(0o700, parents=True, exist_ok=True)
             self.lock = DirLock(self.home).acquire()
 
 # %% ../../nbs/85_boot.ipynb #cold
 @patch
-def cold(self:BootManager, batch:int=1) -> Running:
+def cold(self:BootManager,
+    batch:int=1   # Streams
+) -> Running:     # One row per stream
     "Awake for the first time"
-    z = torch.zeros(batch)
-    return Running(inner=self.model.init(batch), ear=self.reflex.init(batch), mind=self.executive.init(batch), awake=z.long(), time=z.double()-torch.inf, batch_size=[batch])
+    z = torch.zeros(batch)                # [B]
+    return Running(
+        inner=self.model.init(batch),
+        ear=self.reflex.init(batch),
+        mind=self.executive.init(batch),
+        awake=z.long(),
+        time=z.double()-torch.inf,
+        batch_size=[batch])
 
+# %% ../../nbs/85_boot.ipynb #warmth
+@patch
+def warmth(self:BootManager,
+    run:Running       # As the last frame left it
+) -> torch.Tensor:    # [B]
+    "0 asleep to 1 awake"
+    return (run.awake/self.config.steps).clamp(max=1.)
+
+# %% ../../nbs/85_boot.ipynb #scaling
 @patch
 def scaling(self:BootManager,
-    awake   # Frames since the cold start, this one included, [B]
-) -> dict:  # Name of a feature -> [B]
+    awake:torch.Tensor        # Frames since the cold start, this one included, [B]
+) -> dict[str, torch.Tensor]: # Name of a feature -> [B]
     "How far each feature may be trusted yet"
-    c, need = self.config, lambda h: self.config.needs.get(h.name, h.step*self.config.frame)
+    c = self.config
+    def need(h): return c.needs.get(h.name, h.step*c.frame)      # Seconds
     return {h.name: (awake*c.frame/max(need(h), 1e-9)).clamp(max=1.) for h in self.model.config.heads}
 
+# %% ../../nbs/85_boot.ipynb #scaled
 @patch
-def scaled(self:BootManager, felt:Felt, awake) -> Felt:
+def scaled(self:BootManager,
+    felt:Felt,                # Of one frame, [B,...]
+    awake:torch.Tensor        # Frames since the cold start, this one included, [B]
+) -> Felt:                    # [B,...]
     "The same, with certainties scaled"
-    return felt._replace(certainty={k: felt.certainty[k]*v for k, v in self.scaling(awake).items()})
-
-@patch
-def warmth(self:BootManager, run:Running):
-    "0 asleep to 1 awake, [B]"
-    return (run.awake/self.config.steps).clamp(max=1.)
+    certainty = {}
+    for name, trust in self.scaling(awake).items(): certainty[name] = felt.certainty[name]*trust
+    return felt._replace(certainty=certainty)
 
 # %% ../../nbs/85_boot.ipynb #pages
 def _page(traces, k, page, copy=False):
     "Page k of the slots as a small `TraceState`"
     N = traces.time.shape[1]
     a, b = k*page, min((k+1)*page, N)
-    cut = lambda v: v if v.ndim == 1 else v[:, a*v.shape[1]//N:b*v.shape[1]//N]
-    new = TraceState(**{n: cut(v) for n, v in traces.items() if v is not None}, batch_size=traces.batch_size)
+    cut = {}
+    for name, v in traces.items():
+        if v is None: continue
+        per = v.shape[1] if v.ndim > 1 else 0                 # N; fewer of what belongs to a block of slots
+        cut[name] = v[:, a*per//N:b*per//N] if per else v     # A count [B] belongs to all pages
+    new = TraceState(**cut, batch_size=traces.batch_size)
     return new.clone() if copy else new
 
+# %% ../../nbs/85_boot.ipynb #touched
 def _touched(traces, before, count, page):
     "Which pages hold slots written between two counts [B], [P] bool"
     N = traces.time.shape[1]
-    first = torch.arange(0, N, page)
-    n, lo = (count-before).clamp(max=N)[:, None], (before % N)[:, None]
-    return (((first-lo) % N < n) | ((lo-first) % N < (N-first).clamp(max=page)) & (n > 0)).any(0)
+    first = torch.arange(0, N, page)                          # First slot of each page, [P]
+    size = (N-first).clamp(max=page)                          # Slots in each page, [P]
+    n = (count-before).clamp(max=N)[:, None]                  # Slots written, [B,1]
+    lo = (before % N)[:, None]                                # The first of them, [B,1]
+    begins = ((first-lo) % N < n)                             # The page begins within what was written, [B,P]
+    within = ((lo-first) % N < size)                          # The writing began within the page, [B,P]
+    return (begins | within & (n > 0)).any(0)
 
 # %% ../../nbs/85_boot.ipynb #snapshot
 STATE = 'listener.safetensors'
 
+def _bare(s):
+    "The state without its traces"
+    return SubState(core=s.core, past=s.past, usual=s.usual, steps=s.steps, batch_size=s.batch_size)
+
+# %% ../../nbs/85_boot.ipynb #snapshot-all
 @patch
 def _snapshot(self:BootManager, run, more):
-    "What is to be written of this moment: state, pages, and what the file says of them"
+    "What is to be written of this moment: state, pages, what the file says of them, and traces ever stored [B]"
     t, p = run.inner.traces, self.config.page
-    bare = Running(inner=_bare(run.inner), ear=run.ear, mind=run.mind, awake=run.awake, time=run.time, batch_size=run.batch_size)
+    inner = _bare(run.inner)
+    bare = Running(inner=inner, ear=run.ear, mind=run.mind, awake=run.awake, time=run.time, batch_size=run.batch_size)
     meta = dict(fingerprint=self.name, more=more)
     if t is None: return bare, {}, meta, None
-    count = t.count.clone()
+    count = t.count.clone()                                   # [B]
     old = torch.zeros_like(count) if self.stored is None else self.stored
-    soon = _touched(t, count, count+p, p)
-    pages = {k: _page(t, k, p, bool(soon[k])) for k in _touched(t, old, count, p).nonzero()[:, 0].tolist()}
-    return bare, pages, {**meta, 'page': p, 'count': count.tolist(), 'slots': t.time.shape[1]}, count
-
-def _bare(s): return SubState(core=s.core, past=s.past, usual=s.usual, steps=s.steps, batch_size=s.batch_size)
+    soon = _touched(t, count, count+p, p)                     # What the next frames may write, [P]
+    changed = _touched(t, old, count, p).nonzero()[:, 0].tolist()
+    pages = {k: _page(t, k, p, copy=bool(soon[k])) for k in changed}
+    meta |= dict(page=p, count=count.tolist(), slots=t.time.shape[1])
+    return bare, pages, meta, count
 
 # %% ../../nbs/85_boot.ipynb #write
-def _pages_in(home): return [p for p in home.glob('traces-*') if re.fullmatch(r'traces-\d{4,}-[0-9a-f]+\.safetensors', p.name)]
+def _pages_in(home):
+    "Files of pages in a directory"
+    name = re.compile(r'traces-\d{4,}-[0-9a-f]+\.safetensors')
+    return [p for p in home.glob('traces-*') if name.fullmatch(p.name)]
 
+# %% ../../nbs/85_boot.ipynb #write-all
 @patch
 def _write(self:BootManager, traces, bare, pages, meta, count):
     "Pages first, the state that names them last, then away with what it doesn't name"
@@ -141,20 +189,25 @@ def _write(self:BootManager, traces, bare, pages, meta, count):
     for k, piece in pages.items():
         files[k] = f'traces-{k:04d}-{time.time_ns():x}.safetensors'
         save_state(self.home/files[k], piece, dict(fingerprint=self.name))
-    if count is not None and (traces.count-count).max() > self.config.page: raise StateError('writing took longer than a page of traces: the state is not whole and was dropped')
-    save_state(self.home/STATE, bare, {**meta, 'pages': {str(k): v for k, v in files.items()}})
+    if count is not None and (traces.count-count).max() > self.config.page:
+        raise StateError('writing took longer than a page of traces: the state is not whole and was dropped')
+    named = {str(k): name for k, name in files.items()}
+    save_state(self.home/STATE, bare, {**meta, 'pages': named})
     self.saves += 1
     if self.name == meta['fingerprint']:
         self.pages, self.stored = files, count
         self._sweep()
 
+# %% ../../nbs/85_boot.ipynb #sweep
 @patch
 def _sweep(self:BootManager):
+    "Delete pages that the state doesn't name"
     for f in _pages_in(self.home):
         if f.name not in self.pages.values(): f.unlink(missing_ok=True)
 
 @patch
 def _try(self:BootManager, *what):
+    "Write; what went wrong stands in `problem`"
     try:
         self._write(*what)
         self.problem = ''
@@ -163,7 +216,7 @@ def _try(self:BootManager, *what):
 # %% ../../nbs/85_boot.ipynb #save
 @patch
 def save(self:BootManager,
-    run:Running,
+    run:Running,     # All of this moment
     wait:bool=True,  # Until it is on disk; False writes in a thread
     **more           # JSON values to keep beside, e.g. how far a file was heard
 ) -> bool:           # Was it begun, or, having waited, done?
@@ -176,8 +229,9 @@ def save(self:BootManager,
     if wait: self.saver.join()
     return not (wait and self.problem)
 
+# %% ../../nbs/85_boot.ipynb #close
 @patch(as_prop=True)
-def busy(self:BootManager): return self.saver is not None and self.saver.is_alive()
+def busy(self:BootManager) -> bool: return self.saver is not None and self.saver.is_alive()
 
 @patch
 def close(self:BootManager):
@@ -187,30 +241,47 @@ def close(self:BootManager):
 
 # %% ../../nbs/85_boot.ipynb #warm
 @patch
-def start(self:BootManager, batch:int=1) -> tuple:  # (Running, what was kept beside it; None after a cold start)
-    "Go on where it stopped, else cold"
-    if not self.home or not (self.home/STATE).exists(): return self.cold(batch), None
-    run, meta = load_state(self.home/STATE, Running)
+def start(self:BootManager,
+    batch:int=1                      # Streams
+) -> tuple[Running, dict|None]:      # The state, and what was kept beside it; None after a cold start
+    "Go on where it stopped, else cold; raises `StateError` if the state is another model's or not whole"
+    file = self.home and self.home/STATE
+    if not file or not file.exists(): return self.cold(batch), None
+    run, meta = load_state(file, Running)
     if meta['fingerprint'] != self.name:
-        raise StateError(f"{self.home/STATE}: it was written by model {meta['fingerprint']}, this is {self.name}: start that model and swap this one in, or give another home")
-    if run.batch_size[0] != batch: raise StateError(f'{self.home/STATE}: it holds {run.batch_size[0]} streams, expected {batch}')
+        was = f"{file}: it was written by model {meta['fingerprint']}, this is {self.name}"
+        raise StateError(f'{was}: start that model and swap this one in, or give another home')
+    streams = run.batch_size[0]
+    if streams != batch: raise StateError(f'{file}: it holds {streams} streams, expected {batch}')
     run = run.clone()
     self._recall(run, meta)
     return run, meta['more']
 
+# %% ../../nbs/85_boot.ipynb #recall
+@patch
+def _piece(self:BootManager, name):
+    "One page of traces from disk"
+    file = self.home/name
+    try: return load_state(file, TraceState, fingerprint=self.name)[0]
+    except FileNotFoundError:
+        problem = f'{file} is missing, which {STATE} needs: restore it from a copy, or delete both to begin afresh'
+        raise StateError(problem) from None
+
+# %% ../../nbs/85_boot.ipynb #recall-all
 @patch
 def _recall(self:BootManager, run, meta):
     "Read the pages"
-    run.inner.traces = t = self.model.resonance and self.model.resonance.init(len(run))
+    resonance = self.model.resonance
+    run.inner.traces = t = resonance and resonance.init(len(run))
     if t is None: return
     for k, name in meta['pages'].items():
-        try: piece = load_state(self.home/name, TraceState, fingerprint=self.name)[0]
-        except FileNotFoundError: raise StateError(f'{self.home/name} is missing, which {STATE} needs: restore it from a copy, or delete both to begin afresh') from None
+        piece = self._piece(name)
         for n, v in _page(t, int(k), meta['page']).items():
             if v is not None and n != 'count': v.copy_(getattr(piece, n))
     t.count.copy_(torch.tensor(meta['count']))
-    self.stored, self.pages = t.count.clone(), {int(k): v for k, v in meta['pages'].items()} if meta['page'] == self.config.page else {}
-    if not self.pages: self.stored = None
+    same = meta['page'] == self.config.page              # Pages of another size are written anew
+    self.pages = {int(k): name for k, name in meta['pages'].items()} if same else {}
+    self.stored = t.count.clone() if self.pages else None
 
 # %% ../../nbs/85_boot.ipynb #adopt-model
 @patch
@@ -219,22 +290,26 @@ def follow(self:BootManager,
     name:str|None=None  # Its `model_name`, if known
 ):
     "Keep the state of another model from now on; never waits"
-    self.model, self.name, self.stored, self.pages = model, name or model_name(model), None, {}
+    self.model = model
+    self.name = name or model_name(model)
+    self.stored, self.pages = None, {}
 
 # %% ../../nbs/85_boot.ipynb #forget
 def wipe_listener(
-    home  # directory that was given to a listener as its home
-) -> AttrDict: # files and bytes that are gone, names of what is left because it isn't a listener's
+    home:str|Path # Directory that was given to a listener as its home
+) -> AttrDict:    # files and bytes that are gone, names of what is left because it isn't a listener's
     "Forget what a listener heard; `StateError` if none has written here, or one is running"
     home = Path(home).expanduser()
-    if not (home/STATE).exists() and not (home.is_dir() and _pages_in(home)): raise StateError(f'home: no listener has written in {home}')
+    state = home/STATE
+    if not state.exists() and not (home.is_dir() and _pages_in(home)):
+        raise StateError(f'home: no listener has written in {home}')
     with DirLock(home):
-        mine = [p for p in (home/STATE, *_pages_in(home)) if p.exists()]
-        sizes = [p.stat().st_size for p in mine]
+        mine = [p for p in (state, *_pages_in(home)) if p.exists()]
+        size = sum(p.stat().st_size for p in mine)
         for p in mine: p.unlink()
         (home/'.lock').unlink(missing_ok=True)
         _sync_dir(home)
-    return AttrDict(files=len(mine), bytes=sum(sizes), left=sorted(p.name for p in home.iterdir()))
+    return AttrDict(files=len(mine), bytes=size, left=sorted(p.name for p in home.iterdir()))
 
 # %% ../../nbs/85_boot.ipynb #swap-config
 @dataclass
@@ -244,45 +319,75 @@ class SwapConfig(Config):
     pause: float = .002    # Seconds between two frames of the warm-up, so that the loop gets its turn
     rest: int = 3          # Frames of the warm-up that may be left for the boundary
 
+# %% ../../nbs/85_boot.ipynb #swap-class
 class HotSwap:
     "A newer model takes over between two frames"
     def __init__(self,
-        load,            # () -> the newer `Subconscious`; called in a thread
-        replay=None,     # Seconds -> (times [n], frames [B,n,samples]) of raw sound since then; None: a warm-up isn't possible
-        reflex=None,     # Ear for the replay; None is the default one
-        config:SwapConfig|None=None
+        load:Callable[[], Subconscious], # Gives the newer model; called in a thread
+        replay:Callable|None=None,       # Seconds -> (times [n], frames [B,n,samples]) of sound since; None: no warm-up
+        reflex:Reflex|None=None,         # Ear for the replay; None is the default one
+        config:SwapConfig|None=None      # None: the defaults
     ):
-        self.load, self.replay, self.reflex, self.config = load, replay, reflex or Reflex(), config or SwapConfig()
-        self.phase, self.problem, self.model, self.state, self.thread = 'idle', '', None, None, None
+        self.load, self.replay = load, replay
+        self.reflex = reflex or Reflex()
+        self.config = config or SwapConfig()
+        self.phase, self.problem = 'idle', ''     # Then loading, ready, shadow, done; or failed
+        self.model, self.state = None, None       # The newer ones
+        self.thread = None
         self.report = dict(shadowed=0, warmed=0, carried=[], agree={}, shift={})
 
 # %% ../../nbs/85_boot.ipynb #carry
 def _shapes(x):
-    if is_tensor_collection(x): return {k: _shapes(v) for k, v in x.items() if v is not None}
-    return x if x is None else (tuple(x.shape), x.dtype)
+    "Shapes and dtypes of a nest of tensors"
+    if x is None: return None
+    if not is_tensor_collection(x): return tuple(x.shape), x.dtype
+    return {k: _shapes(v) for k, v in x.items() if v is not None}
 
+# %% ../../nbs/85_boot.ipynb #fitting
 def fitting(
-    old:SubState,
+    old:SubState,       # Of the model that runs
     new:SubState,       # As its model makes it
     same:bool=True      # Are the cores of the same configuration? Equal shapes may mean different pairs
-) -> list:
+) -> list[str]:         # Of core, past, traces and usual
     "Names of the parts whose shapes agree; core, past and traces stand or fall together"
-    one = {k: _shapes(old.get(k)) == _shapes(new.get(k)) for k in ('core', 'past', 'usual')}
-    both = ['core', 'past', *['traces']*(old.traces is not None and _shapes(old.traces) == _shapes(new.traces))]
-    return (both if same and one['core'] and one['past'] else []) + ['usual']*one['usual']
+    def fits(k): return _shapes(old.get(k)) == _shapes(new.get(k))
+    parts = []
+    if same and fits('core') and fits('past'):
+        parts += ['core', 'past']
+        if old.traces is not None and fits('traces'): parts.append('traces')
+    if fits('usual'): parts.append('usual')
+    return parts
 
-def carried(old:SubState, new:SubState, parts) -> SubState:
+# %% ../../nbs/85_boot.ipynb #carried
+def carried(
+    old:SubState,          # Of the model that runs
+    new:SubState,          # Of the newer one
+    parts:Iterable[str]    # Names of what to take from the old one, see `fitting`
+) -> SubState:             # With the old one's count of frames
     "The new state with these parts of the old one; traces are shared, not copied"
-    pick = lambda k: getattr(old if k in parts else new, k)
-    return SubState(core=pick('core'), past=pick('past'), usual=pick('usual'), traces=pick('traces'), steps=old.steps, batch_size=old.batch_size)
+    def pick(k): return getattr(old if k in parts else new, k)
+    return SubState(
+        core=pick('core'),
+        past=pick('past'),
+        usual=pick('usual'),
+        traces=pick('traces'),
+        steps=old.steps,
+        batch_size=old.batch_size)
 
 # %% ../../nbs/85_boot.ipynb #load
 @patch
-def start(self:HotSwap, model:Subconscious, state:SubState):
+def start(self:HotSwap,
+    model:Subconscious,   # The one that runs
+    state:SubState        # Its state
+) -> HotSwap:             # Itself
     "Begin to load"
-    self.phase, self.thread = 'loading', threading.Thread(target=self._try, args=(model, state), daemon=True, name='chronomem swap')
+    self.phase = 'loading'
+    self.thread = threading.Thread(target=self._try, args=(model, state), daemon=True, name='chronomem swap')
     self.thread.start()
     return self
+
+# %% ../../nbs/85_boot.ipynb #try-load
+def _words(model): return {k: s.to_dict() for k, s in model.schemas.items()}
 
 @patch
 def _try(self:HotSwap, model, state):
@@ -291,31 +396,38 @@ def _try(self:HotSwap, model, state):
         self.phase = 'ready'
     except Exception as e: self.phase, self.problem = 'failed', f'{type(e).__name__}: {e}'
 
+# %% ../../nbs/85_boot.ipynb #prepare
 @patch
 def _prepare(self:HotSwap, model, state):
+    "Load, compare, and warm up where the state doesn't fit"
     self.model = new = self.load().eval()
-    if (got := _words(new)) != (want := _words(model)): raise ValueError(f'the new model hears tokens of {got}, expected {want}')
+    got, want = _words(new), _words(model)
+    if got != want: raise ValueError(f'the new model hears tokens of {got}, expected {want}')
     self.name, self.state = model_name(new), new.init(len(state))
-    self.report['carried'] = parts = fitting(state, self.state, new.config.core == model.config.core)
+    parts = fitting(state, self.state, new.config.core == model.config.core)
+    self.report['carried'] = parts
     self.cold = 'core' not in parts
     if not self.cold: return
-    if self.replay is None: raise ValueError('the state does not fit the new model and there is no raw sound to warm it up')
+    if self.replay is None:
+        raise ValueError('the state does not fit the new model and there is no raw sound to warm it up')
     self.ear, self.heard = self.reflex.init(len(state)), -torch.inf
     while self._warm(): pass
-
-def _words(model): return {k: s.to_dict() for k, s in model.schemas.items()}
 
 # %% ../../nbs/85_boot.ipynb #warm-up
 @patch
 def _warm(self:HotSwap, rest=None):
     "Feel what is left of the raw sound; is it much?"
-    t, x = self.replay(self.heard)
-    t, x = t[t > self.heard + 1e-6], x[:, t > self.heard + 1e-6]
+    t, x = self.replay(self.heard)                # [n], [B,n,samples]
+    new = t > self.heard + 1e-6                   # [n]
+    t, x = t[new], x[:, new]
     if len(t) <= (self.config.rest if rest is None else rest): return False
     for i in range(len(t)):
+        now = float(t[i])
         self.ear, heard = self.reflex(self.ear, x[:, i:i+1])
-        self.state, _ = self.model(self.state, audio_batch(heard, t0=float(t[i]), schemas=self.model.schemas))
-        self.heard, self.report['warmed'] = float(t[i]), self.report['warmed']+1
+        tokens = audio_batch(heard, t0=now, schemas=self.model.schemas)
+        self.state, _ = self.model(self.state, tokens)
+        self.heard = now
+        self.report['warmed'] += 1
         if rest is None: time.sleep(self.config.pause)
     return True
 
@@ -323,14 +435,16 @@ def _warm(self:HotSwap, rest=None):
 @patch
 def feel(self:HotSwap,
     model:Subconscious,  # The one that runs
-    state:SubState,
-    see                  # model -> its `Sensed` of this frame, [B,1]
-) -> tuple:              # (model to go on with, its state, `Felt` of this frame)
+    state:SubState,      # Its state
+    see:Callable         # model -> its `Sensed` of this frame, [B,1]
+) -> tuple[Subconscious, SubState, Felt]: # The model to go on with, its state, what it feels in this frame
     "One frame while a swap is on"
     if self.phase == 'ready': self._adopt(state)
     if self.phase != 'shadow': return model, *model(state, see(model))
     try: shadow = self._quietly(see)
-    except Exception as e: self.phase, self.problem, shadow = 'failed', f'{type(e).__name__}: {e}', None
+    except Exception as e:
+        self.phase, self.problem = 'failed', f'{type(e).__name__}: {e}'
+        shadow = None
     state, felt = model(state, see(model))
     if shadow: self._compare(felt, shadow)
     if self.phase != 'shadow' or self.report['shadowed'] < self.config.shadow: return model, state, felt
@@ -343,8 +457,10 @@ def feel(self:HotSwap,
 def _adopt(self:HotSwap, state):
     "At a frame boundary: catch up, and take over what fits"
     if self.cold: self._warm(0)
-    self.shares = 'traces' in self.report['carried']
-    self.state, self.phase = carried(state, self.state, self.report['carried']), 'shadow'
+    parts = self.report['carried']
+    self.shares = 'traces' in parts
+    self.state = carried(state, self.state, parts)
+    self.phase = 'shadow'
 
 @patch
 def _quietly(self:HotSwap, see):
@@ -352,12 +468,20 @@ def _quietly(self:HotSwap, see):
     self.state, felt = self.model(self.state, see(self.model), write=not self.shares)
     return felt
 
+# %% ../../nbs/85_boot.ipynb #compare
+def _said(v):
+    "Answers of a head: a class, or yes or no"
+    return v.argmax(-1) if v.shape[-1] > 1 else v[..., 0] > 0
+
 @patch
 def _compare(self:HotSwap, a, b):
-    "How often both say the same, and how far apart their certainties are"
-    n = self.report['shadowed'] = self.report['shadowed']+1
-    said = lambda v: v.argmax(-1) if v.shape[-1] > 1 else v[..., 0] > 0
+    "How often both say the same, and how far apart their certainties are; means over the frames so far"
+    r = self.report
+    n = r['shadowed'] = r['shadowed']+1
+    def mean(old, v): return old*(n-1)/n + v/n
     for k in a.features.keys() & b.features.keys():
-        same = float((said(a.features[k]) == said(b.features[k])).float().mean())
+        agree = _said(a.features[k]) == _said(b.features[k])
+        same = float(agree.float().mean())
         apart = float((a.certainty[k]-b.certainty[k]).abs().mean())
-        for d, v in ((self.report['agree'], same), (self.report['shift'], apart)): d[k] = d.get(k, 0.)*(n-1)/n + v/n
+        r['agree'][k] = mean(r['agree'].get(k, 0.), same)
+        r['shift'][k] = mean(r['shift'].get(k, 0.), apart)
