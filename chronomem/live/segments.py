@@ -9,7 +9,6 @@ __all__ = ['SENTENCE', 'MOST', 'stamp', 'seconds', 'SegmentConfig', 'follow', 'v
 # %% ../../nbs/88a_segments.ipynb #imports
 import re, time
 from dataclasses import dataclass
-from fastcore.basics import patch
 from ..core import Config
 
 # %% ../../nbs/88a_segments.ipynb #time
@@ -41,20 +40,25 @@ class SegmentConfig(Config):
     expected: float = .1      # Certainty from which one of those counts as known
     def validate(self):
         self.need('on', 0 < self.off < self.on < 1, f'above off={self.off}, both in (0, 1)')
-        for k in ('hold', 'release'): self.need(k, getattr(self, k) >= 1, 'at least 1 frame')
-        for k in ('known', 'expected'): self.need(k, 0 <= getattr(self, k) <= 1, 'in [0, 1]')
+        for k in ('hold', 'release'):
+            self.need(k, getattr(self, k) >= 1, 'at least 1 frame')
+        for k in ('known', 'expected'):
+            self.need(k, 0 <= getattr(self, k) <= 1, 'in [0, 1]')
 
 # %% ../../nbs/88a_segments.ipynb #span
 def follow(
-    span:dict,       # what was so far: on, run, first, start; empty at first
-    t:float,         # when this frame began
-    p:float,         # how likely it goes on, smoothed
-    c:SegmentConfig
-) -> tuple:          # (the new span, 'began', 'ended' or '')
+    span:dict,           # what was so far: on, run, first, start; empty at first
+    t:float,             # when this frame began
+    p:float,             # how likely it goes on, smoothed
+    c:SegmentConfig      # thresholds and patiences
+) -> tuple[dict, str]:   # (the new span, 'began', 'ended' or '')
     "One frame of something that goes on for a while"
     on, run, first = span.get('on', False), span.get('run', 0), span.get('first', t)
     against = p < c.off if on else p > c.on
-    run, first = (run+1, first if run else t) if against else (0, t)
+    if not against: run, first = 0, t
+    else:
+        if not run: first = t
+        run += 1
     new = dict(span, on=on, run=run, first=first)
     if run < (c.release if on else c.hold): return new, ''
     if on: return dict(new, on=False, run=0, stop=first), 'ended'
@@ -65,30 +69,33 @@ def vote(
     votes:dict,   # so far: name -> [sum of certainties, of their squares]
     name:str,     # whom this frame believes to hear
     sure:float    # with what certainty
-) -> dict:
+) -> dict:        # a new one, of the same kind
     "Votes with one more frame's"
     s, q = votes.get(name, [0., 0.])
-    return {**votes, name: [round(s+sure, 6), round(q+sure*sure, 6)]}
+    new = [round(s+sure, 6), round(q+sure*sure, 6)]
+    return {**votes, name: new}
 
+# %% ../../nbs/88a_segments.ipynb #elected
 def elected(
-    votes:dict,      # name -> [sum of certainties, of their squares]
-    c:SegmentConfig
-) -> tuple:          # (name, how sure); the name is '' if the voice isn't known
+    votes:dict,           # name -> [sum of certainties, of their squares]
+    c:SegmentConfig       # who may be there, and what certainty is enough
+) -> tuple[str, float]:   # (name, how sure); the name is '' if the voice isn't known
     "Who has the most certainty"
     total = sum(s for s, _ in votes.values())
     if not total: return '', 0.
     name = max(votes, key=lambda k: votes[k][0])
     s, q = votes[name]
     sure = q/s*s/total
-    known = sure >= (c.expected if c.people else c.known) and (not c.people or name in c.people)
-    return spoken_name(name)*known, sure
+    known = sure >= (c.expected if c.people else c.known)
+    if c.people and name not in c.people: known = False
+    return spoken_name(name) if known else '', sure
 
 def spoken_name(
     label:str  # of a class of the speaker's head
-) -> str:
+) -> str:      # the label itself where no name is behind it
     "What people call a speaker: the name behind the collection's, if it is one"
-    a, _, b = label.partition('-')
-    return b if b.isalpha() else label
+    _, _, name = label.partition('-')
+    return name if name.isalpha() else label
 
 # %% ../../nbs/88a_segments.ipynb #line
 SENTENCE, MOST = 3, 60  # times that a sentence names, and a line
@@ -96,12 +103,13 @@ SENTENCE, MOST = 3, 60  # times that a sentence names, and a line
 def times(
     start:float, # seconds
     stop:float   # seconds
-) -> list:       # of stamps; at most `MOST`, the first and the last among them
+) -> list[str]:  # stamps; at most `MOST`, the first and the last among them
     "The seconds that a segment covers"
     a, b = int(start + 1e-6), int(max(start, stop) + 1e-6)
     n = min(b-a+1, MOST)
     return [stamp(a + (b-a)*i//max(n-1, 1)) for i in range(n)]
 
+# %% ../../nbs/88a_segments.ipynb #line-text
 def line(
     kind:str,     # 'speech', 'sound', or anything else
     start:float,  # seconds
@@ -109,42 +117,61 @@ def line(
     who:str='',   # who speaks; '': a voice that isn't known
     sure:float=0.,# how certain that is
     text:str=''   # what happened; of a sound, its kind
-) -> str:
+) -> str:         # one or more sentences
     "What was heard, as a line of text"
-    speech = f'{who} spoke' if who else 'somebody whose voice is not known spoke'
-    what = dict(speech=speech, sound=f'there was {text or "a sound"}').get(kind, text)
-    at, known = times(start, stop), f' (sure {sure:.2f})'*(kind == 'speech' and bool(who))
-    said = [f'{what} at {", ".join(at[i:i+SENTENCE])}' for i in range(0, len(at), SENTENCE)]
-    long = f', for {stop-start:.1f} s{known}'*(kind in ('speech', 'sound'))
-    return '. '.join(said) + (f'. {what}{long[1:]}' if long and len(at) > SENTENCE else long) + '.'
+    what = text
+    if kind == 'speech': what = f'{who} spoke' if who else 'somebody whose voice is not known spoke'
+    if kind == 'sound': what = f'there was {text or "a sound"}'
+    at = times(start, stop)
+    said = '. '.join(f'{what} at {", ".join(at[i:i+SENTENCE])}' for i in range(0, len(at), SENTENCE))
+    if kind not in ('speech', 'sound'): return said + '.'
+    known = f' (sure {sure:.2f})' if kind == 'speech' and who else ''
+    long = f'for {stop-start:.1f} s{known}'
+    if len(at) > SENTENCE: return f'{said}. {what} {long}.'
+    return f'{said}, {long}.'
 
 # %% ../../nbs/88a_segments.ipynb #segments
 def hear(
-    state:dict,     # spans and votes so far; empty at first
-    e,              # `Event` of a frame
-    c:SegmentConfig
-) -> tuple:         # (the new state, [dict(kind, start, stop, who, sure, text)])
+    state:dict,               # spans and votes so far; empty at first
+    e,                        # `Event` of a frame
+    c:SegmentConfig           # when a segment begins and ends
+) -> tuple[dict, list[dict]]: # (the new state, [dict(kind, start, stop, who, sure, text)])
     "What a frame ends"
     f, d = e.features, e.decision
     if 'is_speech' not in f or not d: return state, []
-    speech, a = follow(state.get('speech', {}), e.t, d['evidence'].get('speech', 0.), c)
-    sound, b = follow(state.get('sound', {}), e.t, f.get('is_sound', f['is_speech'])['p'], c)
+    speaks = d['evidence'].get('speech', 0.)
+    sounds = f.get('is_sound', f['is_speech'])['p']
+    speech, a = follow(state.get('speech', {}), e.t, speaks, c)
+    sound, b = follow(state.get('sound', {}), e.t, sounds, c)
     votes, talked, odd = _flags(state, e, a, b)
     new = dict(speech=speech, sound=sound, votes=votes, talked=talked or speech['on'], odd=odd)
-    out = [spoke(new, c)] if a == 'ended' else []
-    if b == 'ended' and not new['talked']: out.append(dict(kind='sound', start=sound['start'], stop=sound['stop'], text='an unusual sound'*odd))
+    out = []
+    if a == 'ended': out.append(spoke(new, c))
+    if b == 'ended' and not new['talked']:
+        text = 'an unusual sound' if odd else ''
+        out.append(dict(kind='sound', start=sound['start'], stop=sound['stop'], text=text))
     if d['reason'] == 'affect_changed': out.append(dict(kind='affect', start=e.t, stop=e.t, text=d['text']))
     return new, out
 
+# %% ../../nbs/88a_segments.ipynb #flags
 def _flags(state, e, speech, sound):
     "Votes, and whether the present sound holds speech or is unusual"
     votes = {} if speech == 'began' else state.get('votes', {})
-    talked, odd = (False, False) if sound == 'began' else (state.get('talked', False), state.get('odd', False))
+    talked, odd = state.get('talked', False), state.get('odd', False)
+    if sound == 'began': talked, odd = False, False
     f = e.features
-    if f['is_speech']['p'] > .5 and 'speaker' in f: votes = vote(votes, str(f['speaker']['label']), e.certainty['speaker'])
+    if f['is_speech']['p'] > .5 and 'speaker' in f:
+        who = str(f['speaker']['label'])
+        votes = vote(votes, who, e.certainty['speaker'])
     return votes, talked, odd or e.decision['reason'] == 'anomaly'
 
-def spoke(state, c, stop=None):
-    who, sure = elected(state['votes'], c)
+def spoke(
+    state:dict,           # as `hear` gives it
+    c:SegmentConfig,      # whose voice counts as known
+    stop:float|None=None  # seconds; None: when the last span of speech ended
+) -> dict:                # kind, start, stop, who, sure
+    "Who spoke, and from when to when"
     s = state['speech']
-    return dict(kind='speech', start=s['start'], stop=s['stop'] if stop is None else stop, who=who, sure=sure)
+    who, sure = elected(state['votes'], c)
+    if stop is None: stop = s['stop']
+    return dict(kind='speech', start=s['start'], stop=stop, who=who, sure=sure)

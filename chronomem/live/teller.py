@@ -16,18 +16,39 @@ class Teller:
         hold:int=3,    # Frames that a change must last
         sure:float=.5  # Certainty from which classes are told
     ):
-        self.hold, self.sure, self.told, self.news, self.gap = hold, sure, {}, {}, False
-    def says(self, e):
-        "Name -> what is heard"
-        yes, out = {k: v['p'] > .5 for k, v in e.features.items() if set(v) == {'p'}}, {}
-        for k, v in e.features.items():
-            if k in yes: out[k] = 'yes' if yes[k] else 'no'
-            elif 'label' in v: out[k] = str(v['label']) if e.certainty[k] >= self.sure and yes.get('is_speech', True) else '-'
-        return out
+        self.hold, self.sure = hold, sure
+        self.told = {}     # Name -> what was told last
+        self.news = {}     # Name -> (what is heard, frames in a row)
+        self.gap = False   # Did nothing come in the last frame?
+
+@patch
+def says(self:Teller,
+    e:Event                # Of a frame
+) -> dict[str, str]:       # Name -> 'yes', 'no', a class, or '-' for one that isn't sure
+    "What is heard"
+    yes = {k: v['p'] > .5 for k, v in e.features.items() if set(v) == {'p'}}
+    speaks = yes.get('is_speech', True)
+    out = {}
+    for k, v in e.features.items():
+        if k in yes: out[k] = 'yes' if yes[k] else 'no'
+        elif 'label' in v:
+            known = e.certainty[k] >= self.sure and speaks
+            out[k] = str(v['label']) if known else '-'
+    return out
 
 # %% ../../nbs/87_teller.ipynb #tell-lines
 @patch
-def lines(self:Teller, e:Event) -> list:
+def _news(self:Teller, k, v):
+    "Frames in a row in which this was heard"
+    old, n = self.news.get(k, ('', 0))
+    n = n+1 if old == v else 1
+    self.news[k] = v, n
+    return n
+
+@patch
+def lines(self:Teller,
+    e:Event         # Of a frame
+) -> list[str]:     # One per change
     "What is new with this event"
     at, out = f'{e.t:9.2f} s  ', []
     if e.end: return [f'{at}end: {e.reason}']
@@ -35,15 +56,27 @@ def lines(self:Teller, e:Event) -> list:
     if e.missing and not self.gap: out.append(f'{at}nothing comes: {e.reason}')
     self.gap = e.missing
     for k, v in self.says(e).items():
-        n = self.news[k] = (v, self.news[k][1]+1) if self.news.get(k, ('', 0))[0] == v else (v, 1)
-        if n[1] == self.hold and v not in ('-', self.told.get(k)):
-            out.append(f"{at}{k:<10} {v:<12} p {e.features[k]['p']:.2f}  sure {e.certainty[k]:.2f}")
-        if n[1] >= self.hold: self.told[k] = v
-    if e.decision and e.decision['action'] != 'wait': out.append(f"{at}{'-> '+e.decision['action']:<10} {e.decision['reason']}: {e.decision['text']}")
+        n = self._news(k, v)
+        if n == self.hold and v not in ('-', self.told.get(k)):
+            p, sure = e.features[k]['p'], e.certainty[k]
+            out.append(f'{at}{k:<10} {v:<12} p {p:.2f}  sure {sure:.2f}')
+        if n >= self.hold: self.told[k] = v
+    d = e.decision
+    if d and d['action'] != 'wait':
+        act = '-> '+d['action']
+        out.append(f"{at}{act:<10} {d['reason']}: {d['text']}")
     return out
 
+# %% ../../nbs/87_teller.ipynb #status
 @patch
-def status(self:Teller, e:Event) -> str:
+def status(self:Teller,
+    e:Event      # Of a frame
+) -> str:        # With all features, sure or not
     "One line that is overwritten"
-    parts = [f"{k} {v.get('label', '')} {v['p']:.2f}/{e.certainty[k]:.2f}".replace('  ', ' ') for k, v in e.features.items() if 'p' in v]
-    return f"{e.t:9.2f} s  " + '  '.join(parts + [e.decision.get('reason', '')])
+    parts = []
+    for k, v in e.features.items():
+        if 'p' not in v: continue
+        part = f"{k} {v.get('label', '')} {v['p']:.2f}/{e.certainty[k]:.2f}"
+        parts.append(part.replace('  ', ' '))
+    parts.append(e.decision.get('reason', ''))
+    return f'{e.t:9.2f} s  ' + '  '.join(parts)
