@@ -7,6 +7,7 @@ __all__ = ['Later', 'record']
 
 # %% ../../nbs/83_recording.ipynb #imports
 import warnings
+from collections.abc import Callable, Iterable
 from copy import copy
 from itertools import islice
 import torch
@@ -18,33 +19,38 @@ def _nest(x):
     "Parts of x, and what makes them into one again; of a tensor or None there are none"
     if is_tensor_collection(x):
         names, kind, size = sorted(x.keys()), type(x), x.batch_size
-        return [x.get(k) for k in names], lambda v: kind(**dict(zip(names, v)), batch_size=size)
+        def make(parts): return kind(**dict(zip(names, parts)), batch_size=size)
+        return [x.get(k) for k in names], make
     if isinstance(x, dict):
         names = sorted(x)
-        return [x[k] for k in names], lambda v: dict(zip(names, v))
+        def make(parts): return dict(zip(names, parts))
+        return [x[k] for k in names], make
     if isinstance(x, tuple): return x, type(x)._make if hasattr(x, '_make') else tuple
     raise TypeError(f'expected tensors, None, and dicts, tuples and state classes of them, got {type(x).__name__}')
 
+# %% ../../nbs/83_recording.ipynb #leaves
 def _leaves(x):
     "Tensors in x"
+    if x is None: return []
     if isinstance(x, torch.Tensor): return [x]
     if isinstance(x, Later): return x.leaves
-    return [] if x is None else [t for p in _nest(x)[0] for t in _leaves(p)]
+    parts, _ = _nest(x)
+    return [t for p in parts for t in _leaves(p)]
 
 def _back(x, later=()):
     "A function that puts an iterator's tensors where those of x are; the parts numbered in `later` stay in pieces"
     if x is None: return lambda it: None
     if isinstance(x, torch.Tensor): return next
     parts, make = _nest(x)
-    parts = [_later(p) if i in later else _back(p) for i, p in enumerate(parts)]
-    return lambda it: make([p(it) for p in parts])
+    backs = [_later(p) if i in later else _back(p) for i, p in enumerate(parts)]
+    return lambda it: make([back(it) for back in backs])
 
 # %% ../../nbs/83_recording.ipynb #later
 class Later:
     "A state class in pieces: its parts are attributes, built when asked for, and `whole()` is all of it"
     def __init__(self,
-        like,   # State of the same make
-        leaves  # Its tensors, in the order of names
+        like,                    # State class of the same make
+        leaves:list|None         # Its tensors, in the order of names; None: a plan, filled in for each replay
     ):
         names, at = sorted(like.keys()), 0
         self.kind, self.size, self.leaves, self.parts = type(like), like.batch_size, leaves, {}
@@ -80,12 +86,12 @@ class _Flat(nn.Module):
 
 # %% ../../nbs/83_recording.ipynb #record
 def record(
-    f,            # Function of nested tensors, e.g. states; may write into them in place
-    parts,        # Modules whose weights it uses
-    examples,     # Functions () -> arguments; the first is recorded, all are compared
-    times:int=2,  # Replays that are compared per example; the first of all is not yet optimised
-    later=()      # Which results, states, come as `Later`
-):                # What replays it: same arguments, same results
+    f:Callable,                     # Function of nested tensors, e.g. states; may write into them in place
+    parts:Iterable[nn.Module],      # Modules whose weights it uses
+    examples:list[Callable],        # Functions () -> arguments; the first is recorded, all are compared
+    times:int=2,                    # Replays that are compared per example; the first of all is not yet optimised
+    later:tuple[int, ...]=()        # Which results, states, come as `Later`
+) -> Callable:                      # What replays it: same arguments, same results
     "Record `f`; raises `RuntimeError` if a replay differs in a single bit"
     args = tuple(examples[0]())
     flat = _Flat(f, parts, args, later)
@@ -98,9 +104,18 @@ def record(
     return replay
 
 # %% ../../nbs/83_recording.ipynb #compare
-def _same(a, b): return torch.equal(a, b) or (a.shape == b.shape and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num()))
+def _same(a, b):
+    "Equal to the bit; NaN equals NaN"
+    if torch.equal(a, b): return True
+    if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()): return False
+    return torch.equal(a.nan_to_num(), b.nan_to_num())
 
 def _compare(f, replay, new, i):
+    "Raise if a replay's results, or what it wrote into its arguments, differ"
     one, two = new(), new()
-    want, got = _leaves((f(*one), tuple(one))), _leaves((replay(*two), tuple(two)))
-    if bad := [k for k, (a, b) in enumerate(zip(want, got, strict=True)) if not _same(a, b)]: raise RuntimeError(f'f: its recording differs in result {bad[0]} of example {i}; expected a function that doesn\'t look into tensors')
+    want = _leaves((f(*one), tuple(one)))
+    got = _leaves((replay(*two), tuple(two)))
+    bad = [k for k, (a, b) in enumerate(zip(want, got, strict=True)) if not _same(a, b)]
+    if bad:
+        where = f'in result {bad[0]} of example {i}'
+        raise RuntimeError(f"f: its recording differs {where}; expected a function that doesn't look into tensors")
