@@ -8,12 +8,14 @@ __all__ = ['CADENCES', 'RUNS', 'RunSettings', 'TrainingRun', 'open_run']
 # %% ../../nbs/91_dashboard.ipynb #imports
 import atexit, contextlib, queue, threading, time, traceback
 from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from fastcore.basics import patch
 from ..backbone.model import ChronoModel
 from ..core import Config
-from ..delta.learner import DeltaLearner
+from ..delta.learner import DeltaConfig, DeltaLearner
 from ..ladder.reading import Looking
 from ..ladder.writing import Policies
 from ..live.memories import Session
@@ -35,38 +37,52 @@ class RunSettings(Config):
     learned: bool = False    # Answer with what was learned, too
     tokens: int = 32         # Longest answer
     def validate(self):
-        for k in ('rate', 'anchor', 'stream_kl', 'temperature'): self.need(k, getattr(self, k) >= 0, 'at least 0')
+        for k in ('rate', 'anchor', 'stream_kl', 'temperature'):
+            self.need(k, getattr(self, k) >= 0, 'at least 0')
         self.need('decay', 0 <= self.decay < 1, 'from 0 to below 1')
-        for k in ('margin', 'look'): self.need(k, getattr(self, k) > 0, 'above 0')
-        self.need('recall', self.recall in ('ladder', 'traces', 'both', 'none'), "'ladder', 'traces', 'both' or 'none'")
+        for k in ('margin', 'look'):
+            self.need(k, getattr(self, k) > 0, 'above 0')
+        ways = 'ladder', 'traces', 'both', 'none'
+        self.need('recall', self.recall in ways, "'ladder', 'traces', 'both' or 'none'")
         self.need('tokens', self.tokens >= 1, 'at least 1')
 
 # %% ../../nbs/91_dashboard.ipynb #run
 class TrainingRun:
     "A session and a learner that live through a stream, in a thread of their own"
     def __init__(self,
-        model='default',       # `ChronoModel`, or what `from_pretrained` takes
-        user:str='me',         # Whose session and learner
-        home=None,             # Directory of all users; None: `CHRONOMEM_HOME`, or `~/.chronomem`
-        texts=None,            # What is read: texts, or (role, text); None: `told_among_prose`
-        config=None,           # `DeltaConfig`; None: as it was saved, or the usual
-        lives:int=4,           # Lives that are asked by delay; 0: none
-        delays=(10, 50, 100),  # When
-        sync=None,             # Gives (what it is, {name: number}) for each text; None: of the ladder's rungs
-        keep:int=4000,         # Rows that are kept for drawing
-        **kw                   # For the session: recall, keep, budget, ...
+        model:ChronoModel|str='default', # The model, or what `from_pretrained` takes; then the thread loads it
+        user:str='me',                   # Whose session and learner
+        home:str|Path|None=None,         # Directory of all users; None: `CHRONOMEM_HOME`, or `~/.chronomem`
+        texts:Iterable|None=None,        # What is read: texts, or (role, text); None: `told_among_prose`
+        config:DeltaConfig|None=None,    # Of the learner; None: as it was saved, or the usual
+        lives:int=4,                     # Lives that are asked by delay; 0: none
+        delays:tuple=(10, 50, 100),      # Inferences after which they are asked
+        sync:Callable|None=None,         # Gives (what it is, {name: number}) for each text; None: of the ladder's rungs
+        keep:int=4000,                   # Rows that are kept for drawing
+        **kw                             # For the session: recall, keep, budget, ...
     ):
         self.given, self.user, self.home, self.config, self.kw = model, user, home, config, kw
         self.texts = iter(told_among_prose() if texts is None else texts)
-        self.lives, self.delays, self.sync, self.sync_name = lives, delays, sync, "the ladder's rungs"
-        self.rows, self.lived, self.recalls, self.chats, self.log = (deque(maxlen=keep) for _ in range(5))
-        self.state, self.version, self.tokens, self.problems, self.settings = 'opening', 0, 0, deque(maxlen=20), RunSettings()
-        self.locked, self.rungs, self._todo, self._end, self.ready = {}, [], queue.Queue(), False, threading.Event()
+        self.lives, self.delays = lives, delays
+        self.sync, self.sync_name = sync, "the ladder's rungs"
+        self._begin(keep)
         self.thread = threading.Thread(target=self._main, name=f'chronomem-run-{user}', daemon=True)
         self.thread.start()
     def __repr__(self): return f'TrainingRun({self.user!r}, {self.state}, {len(self.rows)} frames)'
     @property
     def alive(self): return self.thread.is_alive() and not self._end
+
+# %% ../../nbs/91_dashboard.ipynb #begin
+@patch
+def _begin(self:TrainingRun, keep):
+    self.rows, self.lived, self.recalls, self.chats, self.log = (deque(maxlen=keep) for _ in range(5))
+    self.problems = deque(maxlen=20)
+    self.state, self.tokens = 'opening', 0
+    self.version = 0              # grows with whatever a page may show
+    self.settings, self.locked = RunSettings(), {}
+    self.rungs = []
+    self._todo, self._end = queue.Queue(), False
+    self.ready = threading.Event()
 
 # %% ../../nbs/91_dashboard.ipynb #thread
 @patch
@@ -74,7 +90,8 @@ def _problem(self:TrainingRun, where, e):
     "Keep what went wrong, to be shown"
     last = traceback.extract_tb(e.__traceback__)[-1:]
     at = f' ({last[0].name}, line {last[0].lineno})' if last else ''
-    self.problems.append(dict(when=time.time(), where=where, error=f'{type(e).__name__}: {e}{at}'))
+    said = f'{type(e).__name__}: {e}{at}'
+    self.problems.append(dict(when=time.time(), where=where, error=said))
     self.version += 1
 
 @patch
@@ -99,8 +116,11 @@ def _main(self:TrainingRun):
     self.ready.set()
     if self.state != 'failed': self._enter('stopped')
 
+# %% ../../nbs/91_dashboard.ipynb #turn
 @patch
-def _enter(self:TrainingRun, state): self.state, self.version = state, self.version+1
+def _enter(self:TrainingRun, state):
+    self.state = state
+    self.version += 1
 
 @patch
 def _turn(self:TrainingRun):
@@ -115,19 +135,25 @@ def _turn(self:TrainingRun):
 # %% ../../nbs/91_dashboard.ipynb #queue
 @patch
 def call(self:TrainingRun,
-    f,             # Function without arguments; the thread calls it between two texts
-    what='command' # What to say if it fails
-) -> Future:
+    f:Callable,         # Function without arguments; the thread calls it between two texts
+    what:str='command'  # What to say if it fails
+) -> Future:            # Of what the function returns
     "Ask the thread to do something"
     done = Future()
     self._todo.put((done, f, what))
     if not self.thread.is_alive(): self._drain()
     return done
 
+# %% ../../nbs/91_dashboard.ipynb #obey
+@patch
+def _next(self:TrainingRun, wait):
+    "The next command; `queue.Empty` if there is none (now, or within a second)"
+    return self._todo.get(timeout=1.) if wait else self._todo.get_nowait()
+
 @patch
 def _obey(self:TrainingRun, wait=False):
     while not self._end:
-        try: done, f, what = self._todo.get(timeout=1.) if wait else self._todo.get_nowait()
+        try: done, f, what = self._next(wait)
         except queue.Empty: return
         wait = False
         if not done.set_running_or_notify_cancel(): continue
@@ -138,6 +164,7 @@ def _obey(self:TrainingRun, wait=False):
         else: done.set_result(result)
         self.version += 1
 
+# %% ../../nbs/91_dashboard.ipynb #drain
 @patch
 def _drain(self:TrainingRun):
     "Answer what can't be done any more"
@@ -145,24 +172,36 @@ def _drain(self:TrainingRun):
     with contextlib.suppress(queue.Empty):
         while True:
             done, _, what = self._todo.get_nowait()
-            if done.set_running_or_notify_cancel(): done.set_exception(RuntimeError(f'{what}: the run of {self.user!r} has ended'))
+            if not done.set_running_or_notify_cancel(): continue
+            done.set_exception(RuntimeError(f'{what}: the run of {self.user!r} has ended'))
 
 # %% ../../nbs/91_dashboard.ipynb #open
+_LEARNS = 'rate', 'anchor', 'stream_kl', 'decay'   # settings that belong to the learner
+
 @patch
 def _open(self:TrainingRun, last):
+    "Open session, learner and lives; `last` closes them"
     self.model = self.given if isinstance(self.given, ChronoModel) else ChronoModel.from_pretrained(self.given)
     self.session = last.enter_context(self.model.session(self.user, self.home, **self.kw))
     incognito = self.session.incognito
     self.learner = last.enter_context(DeltaLearner(self.model, self.user, self.home, self.config, incognito=incognito))
-    memory = self.model.lm.memory
-    self.rungs, self.rung_sync = [*memory.shapes], RungSync(memory.shapes)
-    self.known = Delays(self.model, self.lives, self.delays, tell=self._recalled) if self.lives else None
-    if self.known: last.callback(self.known.close)
+    shapes = self.model.lm.memory.shapes
+    self.rungs, self.rung_sync = [*shapes], RungSync(shapes)
+    self.known = None
+    if self.lives:
+        self.known = Delays(self.model, self.lives, self.delays, tell=self._recalled)
+        last.callback(self.known.close)
     self._ladder_rules(last)
-    c, rules = self.learner.config, dict(margin=self._margin, look=self._look)
-    now = {k: getattr(c, k) for k in ('rate', 'anchor', 'stream_kl', 'decay')}
-    now |= {k: v for k, v in rules.items() if v}
-    self.settings = self.settings.replace(**now, recall=self.session.recall)
+    self.settings = self.settings.replace(**self._in_force())
+
+# %% ../../nbs/91_dashboard.ipynb #in-force
+@patch
+def _in_force(self:TrainingRun):
+    "Settings as learner, ladder and session have them when they open"
+    now = {k: getattr(self.learner.config, k) for k in _LEARNS}
+    if self._margin: now['margin'] = self._margin
+    if self._look: now['look'] = self._look
+    return now | dict(recall=self.session.recall)
 
 @patch
 def _recalled(self:TrainingRun, row):
@@ -171,47 +210,65 @@ def _recalled(self:TrainingRun, row):
     self.version += 1
 
 # %% ../../nbs/91_dashboard.ipynb #rules
-CADENCES = "Cadences belong to the weights: gates and horizon tags were trained for them, and a memory that is replayed after a crash must find the same. To have others, train a model with LadderConfig(taus=...)."
+CADENCES = ("Cadences belong to the weights: gates and horizon tags were trained for them, and a memory that is "
+            "replayed after a crash must find the same. To have others, train a model with LadderConfig(taus=...).")
+_NO_MARGIN = ('The rungs of this model write by the clock and a learned gate; none of them writes or promotes by '
+             'surprise, so there is no threshold.')
+_NO_LOOK = 'This model reads every slot as it is, without a look that could be sharper or softer.'
 
 @patch
 def _ladder_rules(self:TrainingRun, last):
     "What this ladder has, and how it goes back to that in the end"
-    memory, self.locked = self.model.lm.memory, dict(cadences=CADENCES)
-    writing, reading = getattr(memory, 'writing', None), getattr(memory, 'reading', None)
-    self._margin = writing.config.margin if isinstance(writing, Policies) and 'surprise' in writing.when else None
-    self._look = reading.config.temperature if isinstance(reading, Looking) else None
-    if self._margin is None: self.locked['margin'] = 'The rungs of this model write by the clock and a learned gate; none of them writes or promotes by surprise, so there is no threshold.'
-    if self._look is None: self.locked['look'] = 'This model reads every slot as it is, without a look that could be sharper or softer.'
+    self._margin, self._look = _rules_of(self.model.lm.memory)
+    self.locked = dict(cadences=CADENCES)
+    if self._margin is None: self.locked['margin'] = _NO_MARGIN
+    if self._look is None: self.locked['look'] = _NO_LOOK
     if self.session.keep != 'texts': self.locked['recall'] = 'This session keeps no texts.'
-    if self._margin is not None or self._look is not None: last.callback(self._rules, self._margin, self._look)
+    if self._margin is None and self._look is None: return
+    last.callback(self._rules, self._margin, self._look)
+
+# %% ../../nbs/91_dashboard.ipynb #rules-of
+def _rules_of(memory):
+    "Threshold of promotion and temperature of the look; None where a ladder has none"
+    writing, reading = getattr(memory, 'writing', None), getattr(memory, 'reading', None)
+    margin = look = None
+    if isinstance(writing, Policies) and 'surprise' in writing.when: margin = writing.config.margin
+    if isinstance(reading, Looking): look = reading.config.temperature
+    return margin, look
 
 @patch
 def _rules(self:TrainingRun, margin, look):
+    "Let the ladder follow these rules"
     memory = self.model.lm.memory
-    if self._margin is not None: memory.writing.config = memory.writing.config.replace(margin=margin)
-    if self._look is not None: memory.reading.config = memory.reading.config.replace(temperature=look)
+    if self._margin is not None:
+        memory.writing.config = memory.writing.config.replace(margin=margin)
+    if self._look is not None:
+        memory.reading.config = memory.reading.config.replace(temperature=look)
 
 # %% ../../nbs/91_dashboard.ipynb #set
 @patch
 def set(self:TrainingRun,
     **new    # Fields of `RunSettings`
 ) -> Future: # Of the settings, once they act
-    "Change settings"
-    if stuck := sorted(k for k in new if k in self.locked): raise ValueError(f'{stuck[0]}: {self.locked[stuck[0]]}')
+    "Change settings; raises `ValueError` at once for one that is wrong, or locked"
+    stuck = sorted(k for k in new if k in self.locked)
+    if stuck: raise ValueError(f'{stuck[0]}: {self.locked[stuck[0]]}')
     self.settings.replace(**new)
     return self.call(lambda: self._set(new), 'settings')
 
+# %% ../../nbs/91_dashboard.ipynb #set-now
 @patch
 def _set(self:TrainingRun, new):
-    s = self.settings.replace(**new)
-    if s == self.settings: return s
-    if s.margin != self.settings.margin and not self.session.incognito: self.session.save()
-    own = {k: getattr(s, k) for k in ('rate', 'anchor', 'stream_kl', 'decay')}
+    was, s = self.settings, self.settings.replace(**new)
+    if s == was: return s
+    if s.margin != was.margin and not self.session.incognito: self.session.save()
+    own = {k: getattr(s, k) for k in _LEARNS}
     self.learner.config = self.learner.config.replace(**own)
     if 'anchor' in new: self.learner.n['anchor'] = s.anchor
     self._rules(s.margin, s.look)
     self.session.recall = s.recall
-    self.log.append(dict(tokens=self.tokens, **{k: v for k, v in new.items() if v != getattr(self.settings, k)}))
+    changed = {k: v for k, v in new.items() if v != getattr(was, k)}
+    self.log.append(dict(tokens=self.tokens, **changed))
     self.settings = s
     return s
 
@@ -229,16 +286,19 @@ def _chunk(self:TrainingRun):
     self.version += 1
     return wrote
 
+# %% ../../nbs/91_dashboard.ipynb #rows
 @patch
 def _lived(self:TrainingRun, w):
-    name, sync = self.sync() if self.sync else (self.sync_name, self.rung_sync.see(self.session.state))
-    self.sync_name = name
+    "Keep what the session did with a text, and how its rungs move together"
+    if self.sync: self.sync_name, sync = self.sync()
+    else: sync = self.rung_sync.see(self.session.state)
     self.lived.append(dict(t=w.t, p=w.p, wrote=w.wrote, sync=sync))
 
 @patch
 def _learned(self:TrainingRun, text):
     "Frames of a text, each scored before it is learned"
-    ids, most = list(self.model.encode(text))[len(self.model.head):], self.learner.config.frame
+    ids = list(self.model.encode(text))[len(self.model.head):]
+    most = self.learner.config.frame
     for i in range(0, len(ids), most):
         row = self.learner.step(ids[i:i+most])
         self.tokens += row['tokens']
@@ -263,6 +323,7 @@ def step(self:TrainingRun) -> Future:  # Of the `Wrote`
         return self._chunk()
     return self.call(one, 'step')
 
+# %% ../../nbs/91_dashboard.ipynb #ends
 @patch
 def save(self:TrainingRun) -> Future:
     "Write session and learner to disk"
@@ -273,7 +334,9 @@ def save(self:TrainingRun) -> Future:
     return self.call(both, 'save')
 
 @patch
-def stop(self:TrainingRun, wait:float=60.):
+def stop(self:TrainingRun,
+    wait:float=60.  # Seconds until the thread has ended, at most
+):
     "Save and end; harmless when ended"
     def end(): self._end = True
     if self.thread.is_alive(): self.call(end, 'stop')
@@ -281,7 +344,9 @@ def stop(self:TrainingRun, wait:float=60.):
 
 # %% ../../nbs/91_dashboard.ipynb #ask
 @patch
-def ask(self:TrainingRun, question:str) -> Future:  # Of a dict: question, answer, sources
+def ask(self:TrainingRun,
+    question:str # As a user would ask it
+) -> Future:     # Of a dict: question, answer, sources, recall, learned
     "Ask the session"
     return self.call(lambda: self._answer(question), 'chat')
 
@@ -292,39 +357,50 @@ def _answer(self:TrainingRun, q):
     with self.learner.applied() if s.learned else contextlib.nullcontext():
         answer, found = self.session.ask(q, s.tokens, remember=False, sources=True, **kw)
     _live(self.model, [self.session], [self.model._exchange(q, answer)], answered=True)
-    row = dict(question=q, answer=answer, sources=[dict(id=f.id, text=f.text, role=f.role) for f in found], recall=self.session.recall, learned=s.learned)
+    sources = [dict(id=f.id, text=f.text, role=f.role) for f in found]
+    row = dict(question=q, answer=answer, sources=sources, recall=self.session.recall, learned=s.learned)
     self.chats.append(row)
     return row
 
 # %% ../../nbs/91_dashboard.ipynb #inspect
 @patch
 def memories(self:TrainingRun,
-    query:str=None, # What to look for; None: the latest
-    n:int=20        # At most so many
-) -> Future:        # Of a list of `Trace`
+    query:str|None=None, # What to look for; None: the latest
+    n:int=20             # At most so many
+) -> Future:             # Of a list of `Trace`
     "What is kept of what was told"
     return self.call(lambda: self.session.memories(query or None, n), 'memories')
 
 @patch
-def forget(self:TrainingRun, id:str) -> Future:
+def forget(self:TrainingRun,
+    id:str   # Of a text, as `memories` names it
+) -> Future: # Of what `Session.forget` returns
     "Forget one text, exactly"
     return self.call(lambda: self.session.forget(id), 'forget')
 
+# %% ../../nbs/91_dashboard.ipynb #look
 @patch
 def look(self:TrainingRun) -> Future:  # Of `Session.stats`, and the rungs
     "How full the rungs are, and how old what they hold is"
-    def now():
-        state, due = self.session.state, {d['rung']: d['due'] for d in self.model.lm.memory.describe()} if hasattr(self.model.lm.memory, 'describe') else {}
-        ages = {n: [int(state.t[0]-b) if b >= 0 else None for b in r['born'][0].tolist()] for n, r in state.rungs.items()}
-        return self.session.stats() | dict(rungs=[dict(rung=n, due=due.get(n, ''), ages=a, wrote=self.session.writes[n]) for n, a in ages.items()])
-    return self.call(now, 'look')
+    return self.call(self._looked, 'look')
+
+@patch
+def _looked(self:TrainingRun):
+    memory, state = self.model.lm.memory, self.session.state
+    due, rows = {}, []
+    if hasattr(memory, 'describe'): due = {d['rung']: d['due'] for d in memory.describe()}
+    for name, rung in state.rungs.items():
+        born = rung['born'][0].tolist()    # inference at which each slot was written; below 0: never
+        ages = [int(state.t[0]-b) if b >= 0 else None for b in born]
+        rows.append(dict(rung=name, due=due.get(name, ''), ages=ages, wrote=self.session.writes[name]))
+    return self.session.stats() | dict(rungs=rows)
 
 # %% ../../nbs/91_dashboard.ipynb #registry
 RUNS, _DOOR = {}, threading.Lock()
 
 def open_run(
     name:str,  # Under which a page finds it again
-    **kw       # For `TrainingRun`, if there is none that is alive
+    **kw       # For `TrainingRun`, if none of this name is alive
 ) -> TrainingRun:
     "The run of this name, or a new one"
     with _DOOR:
