@@ -1,5 +1,5 @@
 "The command, used badly: stopped at any moment, misspelt, without a terminal, without a disk"
-import io, json, os, resource, shutil, signal, subprocess, sys, time, warnings
+import io, json, os, resource, select, shutil, signal, subprocess, sys, time, warnings
 from pathlib import Path
 import pytest
 from chronomem.app import cli
@@ -137,6 +137,38 @@ def test_stopped_in_an_answer_in_a_write_and_at_the_prompt(home, model):
     p.wait(20)   # before its input is closed, which would let it leave with 0
     ends(p, 130, 'stopped; this is not remembered\nchronomem chat: interrupted; what was told before is kept', 2)
     assert age(model, 'ada', home) == 3
+
+PROMPTS = '''
+import os, signal, sys, threading, time
+from chronomem.app import cli
+def work():
+    "Whose turns at the interpreter delay the read after its prompt; or who gets the signal in its place"
+    while sys.argv[1] == 'busy': sum(range(1000))
+    time.sleep(.3)
+    while True: signal.pthread_kill(threading.get_ident(), signal.SIGINT); time.sleep(2)
+for _ in range(2 if sys.argv[1] == 'busy' else 1): threading.Thread(target=work, daemon=True).start()
+with cli._stoppable('chat', True), cli._while('raise'):
+    for _ in range(int(sys.argv[2])):
+        try: cli._line(input, 'default> ')
+        except KeyboardInterrupt: cli._stop.signal = cli._stop.times = 0
+        else: break
+        print('stopped', flush=True)
+os._exit(0)
+'''
+
+def test_ctrl_c_right_after_a_prompt_is_never_lost():
+    p = start('busy', 60, code=PROMPTS)
+    for _ in range(60):
+        reads(p, 'default> ')
+        p.send_signal(signal.SIGINT)
+        assert select.select([p.stdout], [], [], 20)[0], 'it waits for a key'
+        reads(p, 'stopped')
+    assert p.wait(20) == 0
+
+def test_ctrl_c_that_another_thread_gets_stops_the_prompt():
+    p = start('other', 1, code=PROMPTS)
+    assert p.wait(20) == 0
+    assert p.stdout.read() == 'default> stopped\n'
 
 def test_sigterm_in_an_answer_leaves(home, model):
     p = start('chat', '--home', home, '--user', 'ada', code=SLOW+MAIN)

@@ -9,6 +9,7 @@ __all__ = ['Verb', 'KEYS', 'HELP', 'VERBS', 'parser', 'run_demo', 'run_chat', 'r
 # %% ../../nbs/92_cli.ipynb #imports
 import argparse, contextlib, json, os, shutil, signal, sys, tempfile, threading, time, warnings
 from collections import namedtuple
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -24,24 +25,32 @@ class _Version(argparse.Action):
     "Print the versions that matter; looked up only when asked for"
     def __call__(self, parser, *_):
         from importlib.metadata import version
-        print(f'chronomem {import_module("chronomem").__version__}, torch {version("torch")}, transformers {version("transformers")}')
+        own = import_module('chronomem').__version__
+        torch, transformers = version('torch'), version('transformers')
+        print(f'chronomem {own}, torch {torch}, transformers {transformers}')
         parser.exit()
+
+# %% ../../nbs/92_cli.ipynb #parser-verbs
+_MODEL = "'default' (embedded), 'smollm2', a folder, or a name on the hub"
+_HOME = 'directory of the memories (default: CHRONOMEM_HOME, or ~/.chronomem)'
 
 def _verbs(p):
     "What adds a verb to a parser"
     verbs = p.add_subparsers(dest='verb', required=True)
-    def verb(name, help, model=True):
+    def verb(name, help, model):
         v = verbs.add_parser(name, help=help, description=help[0].upper() + help[1:] + '.')
-        if model: v.add_argument('--model', default='default', help="'default' (embedded), 'smollm2', a folder, or a name on the hub")
-        v.add_argument('--home', help='directory of the memories (default: CHRONOMEM_HOME, or ~/.chronomem)')
+        if model: v.add_argument('--model', default='default', help=_MODEL)
+        v.add_argument('--home', help=_HOME)
         return v
     return verb
 
+_ABOUT = 'Latent memory that survives from inference to inference and from process to process.'
+
 def parser(
-    verbs:dict=None  # name → `Verb`; None: those of this room
-) -> argparse.ArgumentParser:
+    verbs:dict|None=None      # name → `Verb`; None: those of this room
+) -> argparse.ArgumentParser: # Of `chronomem`
     "The command line"
-    p = argparse.ArgumentParser('chronomem', description='Latent memory that survives from inference to inference and from process to process.')
+    p = argparse.ArgumentParser('chronomem', description=_ABOUT)
     p.add_argument('--version', action=_Version, nargs=0, help='print versions')
     verb = _verbs(p)
     for name, v in (verbs or VERBS).items(): v.arguments(verb(name, v.help, v.model))
@@ -50,25 +59,35 @@ def parser(
 # %% ../../nbs/92_cli.ipynb #arguments
 def _demo_arguments(v):
     v.add_argument('--episodes', type=_count, default=52, help='people; multiples of 4 are balanced (default 52)')
-    v.add_argument('--inferences', type=_count, default=300, help='sentences of prose between telling and asking (default 300)')
+    v.add_argument('--inferences', type=_count, default=300,
+        help='sentences of prose between telling and asking (default 300)')
     v.add_argument('--seed', type=int, default=0)
-    v.add_argument('--facts', action=argparse.BooleanOptionalAction, default=True, help="also ask about forty facts in people's own words (default: yes)")
+    v.add_argument('--facts', action=argparse.BooleanOptionalAction, default=True,
+        help="also ask about forty facts in people's own words (default: yes)")
     v.add_argument('--json', action='store_true', help='print one JSON object instead of the table')
     v.add_argument('--report', default='chronomem-demo.html', help='where to write the HTML report')
 
 # %% ../../nbs/92_cli.ipynb #talk-arguments
+_KEEP = ('texts: what is told stays readable, so that it can be found; '
+         'latents: hidden states only, no word of it (default: texts)')
+_RECALL = 'what answers are made from (default: what the model does best with)'
+_WAY = ('how texts come to the model: read again, or stored keys and values joined to its attention '
+        '(default: text)')
+_ENCODER = 'a sentence encoder that helps to find: minilm, a folder, or a name on the hub (default: none)'
+
 def _memory_arguments(v, asks=True):
     "Whose memory, what it keeps, what answers are made from"
     v.add_argument('--user', default='me', help='whose session (default: me)')
-    v.add_argument('--keep', choices=('texts', 'latents'), default='texts', help='texts: what is told stays readable, so that it can be found; latents: hidden states only, no word of it (default: texts)')
+    v.add_argument('--keep', choices=('texts', 'latents'), default='texts', help=_KEEP)
     if not asks: return
-    v.add_argument('--recall', choices=('none', 'ladder', 'traces', 'both'), help='what answers are made from (default: what the model does best with)')
-    v.add_argument('--way', choices=('text', 'joined'), default='text', help='how texts come to the model: read again, or stored keys and values joined to its attention (default: text)')
-    v.add_argument('--encoder', metavar='NAME', help="a sentence encoder that helps to find: minilm, a folder, or a name on the hub (default: none)")
+    v.add_argument('--recall', choices=('none', 'ladder', 'traces', 'both'), help=_RECALL)
+    v.add_argument('--way', choices=('text', 'joined'), default='text', help=_WAY)
+    v.add_argument('--encoder', metavar='NAME', help=_ENCODER)
     v.add_argument('--budget', type=_count, default=256, help='tokens of recalled texts per question (default 256)')
     v.add_argument('--max-new-tokens', type=_count, default=64, help='longest answer (default 64)')
     v.add_argument('--sources', action='store_true', help='say which texts an answer rests on')
 
+# %% ../../nbs/92_cli.ipynb #talk-verbs-arguments
 def _chat_arguments(v):
     _memory_arguments(v)
     v.add_argument('--incognito', action='store_true', help='nothing touches the disk')
@@ -116,15 +135,22 @@ def _listen_arguments(v):
 # %% ../../nbs/92_cli.ipynb #stop
 class _Stop:
     "What Ctrl-C and SIGTERM do"
-    def __init__(self): self.mode, self.verb, self.kept, self.signal, self.times = 'raise', '', '', 0, 0
+    def __init__(self):
+        self.mode = 'raise'              # or 'now', or 'wait'
+        self.verb = self.kept = ''       # for the last words
+        self.signal = self.times = 0     # the strongest that came, and how many
     def __call__(self, n, frame):
-        first, self.signal, self.times = not self.signal, max(n, self.signal), self.times+1
+        first = not self.signal
+        if n > self.signal: self.signal = n
+        self.times += 1
         if self.mode == 'now' or self.times > 2: self.exit()
         if self.mode == 'raise' and first: raise KeyboardInterrupt
     @property
     def code(self): return 128+(self.signal or signal.SIGINT)
     @property
-    def words(self): return f'chronomem {self.verb}: interrupted' + f'; {self.kept}'*bool(self.kept)
+    def words(self):
+        said = f'chronomem {self.verb}: interrupted'
+        return f'{said}; {self.kept}' if self.kept else said
     def exit(self):
         with contextlib.suppress(Exception): sys.stdout.flush()
         with contextlib.suppress(OSError): os.write(2, f'{self.words}\n'.encode())
@@ -135,20 +161,25 @@ _stop = _Stop()
 # %% ../../nbs/92_cli.ipynb #stop-modes
 @contextlib.contextmanager
 def _while(mode):
-    "What a signal does within"
+    "What a signal does within; one that had to wait is raised where it may be"
     was, _stop.mode = _stop.mode, mode
-    try: yield
+    try:
+        if mode == 'raise' and _stop.signal: raise KeyboardInterrupt
+        yield
     finally: _stop.mode = was
 
 def _go_on():
     "Ctrl-C has done its work; SIGTERM ends everything"
-    if _stop.signal == signal.SIGTERM: raise KeyboardInterrupt
-    _stop.signal = _stop.times = 0
+    n, _stop.signal, _stop.times = _stop.signal, 0, 0
+    if n != signal.SIGTERM: return
+    _stop.signal = n
+    raise KeyboardInterrupt
 
 @contextlib.contextmanager
 def _stoppable(verb, own, kept=''):
     "Signals of a process that is ours; those it was told to ignore stay ignored"
-    _stop.verb, _stop.kept, _stop.signal, _stop.times = verb, kept, 0, 0
+    _stop.verb, _stop.kept = verb, kept
+    _stop.signal = _stop.times = 0
     if not own or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -157,16 +188,33 @@ def _stoppable(verb, own, kept=''):
     _stop.mode = 'now'   # and so it stays until the process has ended
     yield
 
+# %% ../../nbs/92_cli.ipynb #stop-reading
+_TICK = .2   # seconds within which a signal is noticed
+
+@contextlib.contextmanager
+def _listens():
+    "A read within can be stopped, whenever the signal comes"
+    if not hasattr(signal, 'setitimer') or signal.getsignal(signal.SIGINT) is not _stop:
+        yield
+        return
+    signal.signal(signal.SIGALRM, lambda *_: None)   # it stays: a late tick must not kill
+    signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
+    try: yield
+    finally: signal.setitimer(signal.ITIMER_REAL, 0)
+
 # %% ../../nbs/92_cli.ipynb #mistakes
-def _tell(text): print(f'chronomem {_stop.verb}: {" ".join(str(text).split())}', file=sys.stderr, flush=True)
+def _tell(text):
+    line = ' '.join(str(text).split())
+    print(f'chronomem {_stop.verb}: {line}', file=sys.stderr, flush=True)
 
 @contextlib.contextmanager
 def _plainly():
     "Warnings as plain lines on stderr, each once; those for programmers not at all"
     seen = set()
     def show(message, category, *_, **__):
-        if str(message) in seen or not issubclass(category, (UserWarning, RuntimeWarning)): return
-        seen.add(str(message))
+        said = str(message)
+        if said in seen or not issubclass(category, (UserWarning, RuntimeWarning)): return
+        seen.add(said)
         _tell(message)
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -175,7 +223,8 @@ def _plainly():
 # %% ../../nbs/92_cli.ipynb #places
 def _place(home, write=True):
     "A directory that is one, or can become one"
-    home = Path(home or os.environ.get('CHRONOMEM_HOME') or '~/.chronomem').expanduser().resolve()
+    home = home or os.environ.get('CHRONOMEM_HOME') or '~/.chronomem'
+    home = Path(home).expanduser().resolve()
     there = next(p for p in (home, *home.parents) if p.exists())
     if not there.is_dir(): raise ValueError(f'--home: expected a directory, got {home}, where {there} is a file')
     if write and not os.access(there, os.W_OK|os.X_OK): raise ValueError(f'--home: {there} can not be written to')
@@ -184,7 +233,8 @@ def _place(home, write=True):
 def _writable(path):
     "A file that can be written; it is left as it was"
     path = Path(path).expanduser()
-    if path.is_dir() or not path.parent.is_dir(): raise ValueError(f'--report: expected a file in a directory that exists, got {path}')
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f'--report: expected a file in a directory that exists, got {path}')
     there = path.exists()
     try: path.open('ab').close()
     except OSError as e: raise ValueError(f'--report: {path} can not be written ({e.strerror})') from e
@@ -206,75 +256,104 @@ def _load(model, encoder=None):
     except (ValueError, OSError, ImportError, RuntimeError) as e: raise ValueError(f'--encoder: {e}') from e
     return m
 
+# %% ../../nbs/92_cli.ipynb #asking-session
 def _session(a, m, home=None, **kw):
     "The session that the arguments ask for"
-    return m.session(a.user, home, keep=a.keep, recall=getattr(a, 'recall', None), budget=getattr(a, 'budget', 256), way=getattr(a, 'way', 'text'), **kw)
+    asks = {k: getattr(a, k) for k in ('recall', 'budget', 'way') if hasattr(a, k)}   # tell and ingest have none
+    return m.session(a.user, home, keep=a.keep, **asks, **kw)
 
 def _sure(question, yes):
     "Does the person agree?"
     if yes: return True
-    if sys.stdin is None or not sys.stdin.isatty(): raise ValueError(f'{question} There is no terminal to ask at; --yes goes on without asking')
-    with _while('raise'):
-        try: return input(f'{question} [y/N] ').strip().lower() in ('y', 'yes')
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise ValueError(f'{question} There is no terminal to ask at; --yes goes on without asking')
+    with _while('raise'), _listens():
+        try: got = input(f'{question} [y/N] ')
         except EOFError:
             print()
             return False
+    return got.strip().lower() in ('y', 'yes')
 
 # %% ../../nbs/92_cli.ipynb #demo
 KEYS = ('results', 'episodes', 'inferences', 'state_bytes', 'seconds_per_inference', 'model')
 
-def run_demo(a):
+def run_demo(
+    a:argparse.Namespace # What `_demo_arguments` added
+):
     "The main job"
     path, home = _writable(a.report), a.home and _empty(a.home)
     from tqdm import tqdm
     from chronomem.app.plots import report, table
     from chronomem.live.demo import FACT_STEPS, demo
+    steps = a.inferences + a.facts*FACT_STEPS
     with _while('raise'):
-        with tempfile.TemporaryDirectory() as tmp, tqdm(total=a.inferences + a.facts*FACT_STEPS, unit='inference', desc='living', file=sys.stderr, disable=None) as bar:
-            r = demo(a.model, home or tmp, a.episodes, a.inferences, a.seed, lambda row: bar.update(row.get('asked', 1)), a.facts)
-        print(json.dumps({k: r[k] for k in (*KEYS, *(x for x in ('facts', 'secrets') if x in r))}) if a.json else table(r))
+        with (tempfile.TemporaryDirectory() as tmp,
+              tqdm(total=steps, unit='inference', desc='living', file=sys.stderr, disable=None) as bar):
+            def lived(row): bar.update(row.get('asked', 1))
+            r = demo(a.model, home or tmp, a.episodes, a.inferences, a.seed, lived, a.facts)
+        print(json.dumps(_results(r)) if a.json else table(r))
         report(r, path)
     if not a.json: print(f'report: {path}')
+
+# %% ../../nbs/92_cli.ipynb #demo-results
+def _results(r):
+    "What `--json` prints of a demo"
+    more = [k for k in ('facts', 'secrets') if k in r]
+    return {k: r[k] for k in (*KEYS, *more)}
 
 def _empty(home):
     "A home without sessions of an earlier demo"
     home = _place(home)
-    if home.exists() and any(home.iterdir()): raise ValueError(f'--home: expected an empty or a new directory for a demo, got {home}')
+    if home.exists() and any(home.iterdir()):
+        raise ValueError(f'--home: expected an empty or a new directory for a demo, got {home}')
     return home
 
 # %% ../../nbs/92_cli.ipynb #chat
-def run_chat(a, read=input):
+def run_chat(
+    a:argparse.Namespace, # What `_chat_arguments` added
+    read:Callable=input   # Takes a prompt, gives a line; raises `EOFError` at the end
+):
     "Talk until an empty line"
     home = None if a.incognito else _place(a.home)
     m = _load(a.model, a.encoder)
     with _session(a, m, home, incognito=a.incognito) as s, _while('raise'):
         print(f'{a.user}, inference {s.t}, model {m.name}. An empty line ends; /help for more.')
-        while line := _line(read, f'{Path(m.name).name}> '):
-            try: _command(s, line, read, a) if line.startswith('/') else _reply(s, line, a)
+        prompt = f'{Path(m.name).name}> '
+        while line := _line(read, prompt):
+            try: _turn(s, line, read, a)
             except ValueError as e: _tell(e)
 
+def _turn(s, line, read, a):
+    if line.startswith('/'): _command(s, line, read, a)
+    else: _reply(s, line, a)
+
 def _line(read, prompt):
-    try: return read(prompt).strip()
-    except EOFError:
-        print()
-        return ''
+    "What a person types, stripped; nothing at the end of input"
+    with _listens():
+        try: return read(prompt).strip()
+        except EOFError:
+            print()
+            return ''
 
 # %% ../../nbs/92_cli.ipynb #reply
 def _answer(s, question, n, quiet=False):
     "Print an answer as it comes; it, or None if Ctrl-C stopped it, and the traces it rests on"
-    answer, found, say = '', [], (lambda *_, **__: None) if quiet else print
+    answer, found = '', []
+    def say(piece, **kw):
+        if not quiet: print(piece, flush=True, **kw)
     try:
         pieces, found = s.ask(question, n, stream=True, remember=False, sources=True)
         with contextlib.closing(pieces):
             for piece in pieces:
-                say(piece, end='', flush=True)
+                say(piece, end='')
                 answer += piece
     except KeyboardInterrupt:
-        say(flush=True)
+        say('')
         return None, found
-    say(flush=True)
+    say('')
     return answer, found
 
+# %% ../../nbs/92_cli.ipynb #remember
 def _remember(s, question, answer):
     "An exchange becomes part of a life, as `Session.ask` would do it"
     from chronomem.live.ingest import _live
@@ -296,8 +375,9 @@ def _rests(found, out):
     "Say which texts an answer rests on"
     from chronomem.app.traces import lines, terminal
     width = terminal(out)
+    if width: width -= 2     # the indent
     print('from:' if found else 'from: no text', file=out)
-    for l in lines(found, width and width-2, True): print(f'  {l}', file=out)
+    for l in lines(found, width, True): print(f'  {l}', file=out)
     out.flush()
 
 # %% ../../nbs/92_cli.ipynb #commands
@@ -323,8 +403,11 @@ def _command(s, line, read, a):
     elif name == '/forget' and rest: _forget_here(s, rest, read)
     else: print(HELP)
 
+# %% ../../nbs/92_cli.ipynb #commands-writes
+def _yes(read, question): return _line(read, question).lower() in ('y', 'yes')
+
 def _wipe_here(s, read):
-    if _line(read, f'forget {_name(s.user)}? [y/N] ').lower() not in ('y', 'yes'):
+    if not _yes(read, f'forget {_name(s.user)}? [y/N] '):
         print('not forgotten')
         return
     with _while('wait'): gone = s.wipe()
@@ -332,8 +415,9 @@ def _wipe_here(s, read):
     _go_on()
 
 def _wrote(s, text):
-    with _while('wait'): w = s.ingest(text, role='user').wrote
-    print('wrote to', ', '.join(n for n, k in w.items() if k) or 'nothing')
+    with _while('wait'): wrote = s.ingest(text, role='user').wrote
+    rungs = [name for name, slots in wrote.items() if slots]
+    print('wrote to', ', '.join(rungs) or 'nothing')
     _go_on()
 
 # %% ../../nbs/92_cli.ipynb #commands-traces
@@ -343,21 +427,27 @@ def _memories_here(s, query):
     for l in lines(found, terminal(sys.stdout), query is not None): print(l)
     if not found: print('nothing is kept')
 
+_PARTLY = ('not all that was told is kept, so the latents hold it. Make them anew from what remains (rest), '
+           'or empty them (empty)? [rest/empty/N] ')
+
 def _forget_here(s, id, read):
     "Forget one text, once the person has seen it"
     from chronomem.app.traces import doomed, forgot, told
     gone, twins, exact = doomed(s, {id})
     print(told(s, gone[0]))
     if twins: print('the very same is also kept as', ', '.join(twins))
-    way = None if exact else _line(read, 'not all that was told is kept, so the latents hold it. Make them anew from what remains (rest), or empty them (empty)? [rest/empty/N] ')
-    if way not in (None, 'rest', 'empty') or exact and _line(read, 'forget it? [y/N] ').lower() not in ('y', 'yes'):
+    way = None if exact else _line(read, _PARTLY)
+    agreed = _yes(read, 'forget it? [y/N] ') if exact else way in ('rest', 'empty')
+    if not agreed:
         print('not forgotten')
         return
     with _while('wait'): print(forgot(s, {id}, way, True))
     _go_on()
 
 # %% ../../nbs/92_cli.ipynb #once
-def run_ask(a):
+def run_ask(
+    a:argparse.Namespace # What `_ask_arguments` added
+):
     "One question; the answer is all that goes to stdout"
     home = _place(a.home)
     with _session(a, _load(a.model, a.encoder), home) as s, _while('wait'):
@@ -368,16 +458,23 @@ def run_ask(a):
     elif a.sources: _rests(found, sys.stderr)
 
 def _asked(a, answer, found):
+    "What `--json` prints of an answer"
     from chronomem.app.traces import record
-    return dict(question=a.text, answer=answer) | (dict(sources=[record(t) for t in found]) if a.sources else {})
+    row = dict(question=a.text, answer=answer)
+    if a.sources: row['sources'] = [record(t) for t in found]
+    return row
 
-def run_tell(a):
+def run_tell(
+    a:argparse.Namespace # What `_tell_arguments` added
+):
     "Tell one thing"
     home = _place(a.home)
     with _session(a, _load(a.model), home) as s, _while('wait'): _wrote(s, a.text)
 
 # %% ../../nbs/92_cli.ipynb #listen
-def run_listen(a):
+def run_listen(
+    a:argparse.Namespace # What `_listen_arguments` added
+) -> int:                # Exit code
     "Say what is heard"
     kept = a.home and _place(a.home)/'listener'
     for flag in ('resume', 'forget'):
@@ -398,9 +495,13 @@ def run_listen(a):
     _listened(l.stats(), stopped)
     return _stop.code if stopped else 0
 
+# %% ../../nbs/92_cli.ipynb #listened
 def _listened(s, stopped):
-    text = f"{s['frames']} frames, {s['missing']} without input, {s['missed']} late, {s['errors']} errors, {s['cpu_ms'].get('p50', 0):.1f} ms each {s['problem']}"
-    print(f'{_stop.words}; '*stopped + text.strip(), file=sys.stderr)
+    "The last line: what a listener has done"
+    counts = f"{s['frames']} frames, {s['missing']} without input, {s['missed']} late, {s['errors']} errors"
+    usual = s['cpu_ms'].get('p50', 0)
+    text = f"{counts}, {usual:.1f} ms each {s['problem']}".strip()
+    print(f'{_stop.words}; {text}' if stopped else text, file=sys.stderr)
 
 # %% ../../nbs/92_cli.ipynb #listen-source
 def _source(a):
@@ -412,17 +513,29 @@ def _source(a):
     clock = WallClock() if a.realtime else None
     return AudioFile(a.source, clock), clock
 
+# %% ../../nbs/92_cli.ipynb #hear
+_BLANK = '\r\033[K'   # empties the status line
+_FRAME = .05          # seconds
+
 def _hear(events, teller, a):
     "Print what comes, until it is over or enough"
     live, heard = sys.stdout.isatty() and not a.json, 0.
+    blank = _BLANK if live else ''
     for e in events:
         if _stop.signal: raise KeyboardInterrupt
         if e.end and not heard and e.reason != 'exhausted': raise OSError(f'{a.source}: {e.reason}')
-        for line in [json.dumps(e.record())] if a.json else teller.lines(e): print('\r\033[K'*live + line, flush=True)
-        if live and not e.end: print('\r\033[K' + teller.status(e)[:shutil.get_terminal_size().columns-1], end='', flush=True)
-        heard += .05*(not e.end)
-        if a.seconds and heard > a.seconds-.025: break
-    if live: print('\r\033[K', end='')
+        new = [json.dumps(e.record())] if a.json else teller.lines(e)
+        for line in new: print(f'{blank}{line}', flush=True)
+        if not e.end:
+            if live: _status(teller.status(e))
+            heard += _FRAME
+        if a.seconds and heard > a.seconds-_FRAME/2: break
+    if live: print(blank, end='')
+
+def _status(text):
+    "Write over the last line of the terminal"
+    width = shutil.get_terminal_size().columns-1
+    print(f'{_BLANK}{text[:width]}', end='', flush=True)
 
 # %% ../../nbs/92_cli.ipynb #listen-forget
 def _forget(home, yes):
@@ -440,97 +553,141 @@ def _no():
     return 1
 
 # %% ../../nbs/92_cli.ipynb #rest
-def _name(text): return '?' if text is None else text if text.isprintable() else repr(text)
+def _name(text):
+    "A name that is safe to print"
+    if text is None: return '?'
+    return text if text.isprintable() else repr(text)
+
+def _log(dir, path, known):
+    "A log of a memory, to read"
+    from chronomem.then.log import TraceLog
+    user_model = '/'.join(dir.parts[-2:])
+    return TraceLog.open(path, user_model, known.fingerprint, mode='r')
 
 def _lived(dir):
     "Inferences lived, as the disk tells it"
     from chronomem.core import load_tensors
     from chronomem.then.home import part, read_manifest
-    from chronomem.then.log import TraceLog
     known, t = read_manifest(dir), 0
-    state, traces = (part(dir, name, known.generation) for name in ('state.safetensors', 'traces'))
+    state = part(dir, 'state.safetensors', known.generation)
+    traces = part(dir, 'traces', known.generation)
     if state.exists(): t = load_tensors(state)[1]['t']
     if not any(traces.glob('*.seg')): return t
-    with TraceLog.open(traces, '/'.join(dir.parts[-2:]), known.fingerprint, mode='r') as log: return max(t, int(max(log.last_time, -1))+1)
+    with _log(dir, traces, known) as log:
+        last = int(max(log.last_time, -1))
+        return max(t, last+1)
 
+# %% ../../nbs/92_cli.ipynb #rows
 def _rows(home, user=None, model=None):
     "Memories, or those of one person: also the ones that can't say whose they are"
     from chronomem.core import user_dir
     from chronomem.then.home import memory_dir, overview
     rows = overview(home)
-    if model is not None: return [r for r in rows if r['dir'] == str(memory_dir(home, user, model, create=False))]
-    if user is not None: rows = [r for r in rows if Path(r['dir']).parent == user_dir(home, user, create=False)]
-    return rows
+    if model is not None:
+        dir = str(memory_dir(home, user, model, create=False))
+        return [r for r in rows if r['dir'] == dir]
+    if user is None: return rows
+    dir = user_dir(home, user, create=False)
+    return [r for r in rows if Path(r['dir']).parent == dir]
 
 # %% ../../nbs/92_cli.ipynb #texts-kept
 def _texts_kept(dir):
     "Passages of text that are kept, as the disk tells it"
     from chronomem.then.home import part, read_manifest
-    from chronomem.then.log import TraceLog
     known = read_manifest(dir)
     texts = part(dir, 'texts', known.generation)
     if not any(texts.glob('*.seg')): return 0
-    with TraceLog.open(texts, '/'.join(dir.parts[-2:]), known.fingerprint, mode='r') as log: return len(log)-log.first
+    with _log(dir, texts, known) as log: return len(log)-log.first
 
 def _readable(row):
     "What of a memory people can read, in words"
     by, n = f"by {_name(row['model'])}: ", row['texts']
     if n is None: return by + 'whether texts are kept can not be told'
     if not n: return by + 'no texts are kept, only hidden states'
-    return by + f"texts are kept, {n:,} passages, readable by whoever can read {row['dir']}; `chronomem memories --user {_name(row['user'])}` lists them"
+    kept = f"texts are kept, {n:,} passages, readable by whoever can read {row['dir']}"
+    return f"{by}{kept}; `chronomem memories --user {_name(row['user'])}` lists them"
 
 # %% ../../nbs/92_cli.ipynb #stats
 def _look(row):
     "A memory with the inferences it lived; what is wrong is told, never raised"
     row = dict(row, inferences=None, texts=None)
     if row['problem']: return row
-    try: row['inferences'], row['texts'] = _lived(Path(row['dir'])), _texts_kept(Path(row['dir']))
+    dir = Path(row['dir'])
+    try: row['inferences'], row['texts'] = _lived(dir), _texts_kept(dir)
     except (ValueError, OSError, KeyError) as e: row['problem'] = str(e)
     return row
 
-def run_stats(a):
+def run_stats(
+    a:argparse.Namespace # What `_stats_arguments` added
+):
     "List who is remembered"
     home = _place(a.home, write=False)
     rows = [_look(r) for r in _rows(home, a.user)]
-    if a.json: return print(json.dumps(rows))
-    if not rows: return print(f'nobody is remembered in {home}' if a.user is None else f'{_name(a.user)} is not remembered in {home}')
-    print(_table(rows))
-    if a.user is not None: print('\n'.join(map(_readable, rows)))
+    if a.json: print(json.dumps(rows))
+    elif rows: _print_rows(rows, a.user)
+    elif a.user is None: print(f'nobody is remembered in {home}')
+    else: print(f'{_name(a.user)} is not remembered in {home}')
 
 # %% ../../nbs/92_cli.ipynb #stats-table
+def _print_rows(rows, user):
+    print(_table(rows))
+    if user is None: return
+    for row in rows: print(_readable(row))
+
+def _when(t): return '?' if t is None else time.strftime('%Y-%m-%d %H:%M', time.localtime(t))
+
+def _row(r):
+    lived = '?' if r['inferences'] is None else f"{r['inferences']:,}"
+    problem = ' '.join(r['problem'].split())
+    return _name(r['user']), _name(r['model']), lived, f"{r['bytes']:,}", _when(r['created']), problem
+
 def _table(rows):
     "Rows for people"
-    when = lambda t: '?' if t is None else time.strftime('%Y-%m-%d %H:%M', time.localtime(t))
-    lived = lambda n: '?' if n is None else f'{n:,}'
-    cells = [('user', 'model', 'inferences', 'bytes', 'created', 'problem')]
-    cells += [(_name(r['user']), _name(r['model']), lived(r['inferences']), f"{r['bytes']:,}", when(r['created']), ' '.join(r['problem'].split())) for r in rows]
-    wide = [max(map(len, c)) for c in zip(*cells)]
-    line = lambda row: '  '.join(c.rjust(w) if i in (2, 3) else c.ljust(w) for i, (c, w) in enumerate(zip(row, wide))).rstrip()
+    cells = [('user', 'model', 'inferences', 'bytes', 'created', 'problem'), *map(_row, rows)]
+    wide = [max(map(len, column)) for column in zip(*cells)]
     if not any(r['problem'] for r in rows): cells = [c[:-1] for c in cells]
-    return '\n'.join(map(line, cells))
+    out, numbers = [], (2, 3)
+    for row in cells:
+        padded = [c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(row, wide))]
+        out.append('  '.join(padded).rstrip())
+    return '\n'.join(out)
 
 # %% ../../nbs/92_cli.ipynb #wipe
 def _found(home, user, model):
     "What is there to forget, in lines"
-    rows = [_look(r) for r in _rows(home, user, model)]
-    lived = lambda r: f"{r['inferences']:,} inferences" if r['inferences'] is not None else 'damaged'
-    return [f"{_name(user)}: by {_name(r['model'])}, {lived(r)}, {r['bytes']:,} bytes" for r in rows]
+    out = []
+    for r in map(_look, _rows(home, user, model)):
+        n = r['inferences']
+        lived = 'damaged' if n is None else f'{n:,} inferences'
+        out.append(f"{_name(user)}: by {_name(r['model'])}, {lived}, {r['bytes']:,} bytes")
+    return out
 
-def run_wipe(a):
+def _others(a, rows):
+    "What to say of somebody whom only other models remember"
+    models = ' and '.join(repr(r['model']) for r in rows)
+    return f'--model: {_name(a.user)} has no memory by {a.model!r}; there is one by {models}'
+
+# %% ../../nbs/92_cli.ipynb #run-wipe
+def run_wipe(
+    a:argparse.Namespace # What `_wipe_arguments` added
+) -> int|None:           # Exit code
     "Forget a person"
     home = _place(a.home)
     from chronomem.then.home import wipe_user
-    if found := _found(home, a.user, a.model):
+    found = _found(home, a.user, a.model)
+    if found:
         print('\n'.join(found), flush=True)
         if not _sure(f'forget {_name(a.user)}?', a.yes): return _no()
-    elif a.model is not None and (rows := _rows(home, a.user)): raise ValueError(_others(a, rows))
+    elif a.model is not None:
+        others = _rows(home, a.user)
+        if others: raise ValueError(_others(a, others))
     with _while('wait'): gone = wipe_user(a.user, home, a.model)   # it says who is meant if nobody is there
     print(f'forgotten: {_name(a.user)}, {gone.files} files, {gone.bytes:,} bytes')
 
-def _others(a, rows): return f'--model: {_name(a.user)} has no memory by {a.model!r}; there is one by ' + ' and '.join(repr(r['model']) for r in rows)
-
 # %% ../../nbs/92_cli.ipynb #repair
-def run_repair(a):
+def run_repair(
+    a:argparse.Namespace # What `_repair_arguments` added
+) -> int|None:           # Exit code
     "Mend a memory, once the person knows what is given up"
     home = _place(a.home)
     m = _load(a.model)
@@ -538,11 +695,12 @@ def run_repair(a):
     if not r:
         print(f'{_name(a.user)}: nothing is wrong; {r.t:,} inferences')
         return
-    for title, lines in (('found', r.found), ('given up', r.given_up or ['nothing'])):
-        for l in lines: print(f'{title}: {l}')
+    for l in r.found: print(f'found: {l}')
+    for l in r.given_up or ['nothing']: print(f'given up: {l}')
     if a.dry_run: return
     sys.stdout.flush()
-    if not any(l.startswith('everything') for l in r.given_up) and not _sure(f'repair the memory of {_name(a.user)}?', a.yes): return _no()
+    hopeless = any(l.startswith('everything') for l in r.given_up)
+    if not hopeless and not _sure(f'repair the memory of {_name(a.user)}?', a.yes): return _no()
     with _while('wait'): r = m.repair(a.user, home)                # it refuses if nothing can be kept
     print(f'repaired: {_name(a.user)}, {r.t:,} inferences')
 
@@ -557,9 +715,12 @@ VERBS = dict(
     repair=Verb('mend a memory that can not be opened', _repair_arguments, run_repair, 'nothing was changed'),
     wipe=Verb('forget a person', _wipe_arguments, run_wipe, 'nobody was forgotten', model=False))
 
+# %% ../../nbs/92_cli.ipynb #main-run
 def _no_reader():
     "Nobody reads stdout any more: what is still printed goes nowhere"
-    try: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
     except (OSError, AttributeError): sys.stdout = open(os.devnull, 'w')
 
 def _run(a, run):
@@ -578,15 +739,18 @@ def _run(a, run):
         _tell(e)
         return 2
 
+# %% ../../nbs/92_cli.ipynb #main-entry
 def main(
-    argv=None,       # arguments; None: those of the process, whose signals are handled then
-    verbs:dict=None  # name → `Verb`; None: those of this room
+    argv:list|None=None, # Arguments; None: those of the process, whose signals are handled then
+    verbs:dict|None=None # name → `Verb`; None: those of this room
 ):
     "Entry point of the command"
-    verbs = verbs or VERBS
+    verbs, own = verbs or VERBS, argv is None
     a = parser(verbs).parse_args(argv)
-    if argv is None and not (sys.stderr and sys.stderr.isatty()): os.environ.setdefault('TQDM_DISABLE', '1')   # progress is for people
-    with _stoppable(a.verb, argv is None, verbs[a.verb].kept), _plainly(): code = _run(a, verbs[a.verb].run)
+    verb = verbs[a.verb]
+    people = sys.stderr and sys.stderr.isatty()
+    if own and not people: os.environ.setdefault('TQDM_DISABLE', '1')   # progress is for people
+    with _stoppable(a.verb, own, verb.kept), _plainly(): code = _run(a, verb.run)
     if code: raise SystemExit(code)
 
 # %% ../../nbs/92_cli.ipynb #main-guard
