@@ -7,35 +7,58 @@ __all__ = ['PROGRESS', 'MANY', 'VERBS', 'Progress', 'kept', 'Ingest', 'run_inges
            'run_forget']
 
 # %% ../../nbs/93_verbs.ipynb #imports
-import contextlib, hashlib, json, os, sys, time
+import argparse, contextlib, hashlib, json, os, sys, time
 from collections import Counter
 from pathlib import Path
 from . import cli
-from .cli import Verb, _count, _no, _place, _session, _sure, _tell, _while, _name
+from .cli import Verb, _count, _listens, _no, _place, _session, _sure, _tell, _while, _name
 from .files import ROLES, Unread, _sniffed, read, sources, texts
 from .traces import _n, doomed, fit, forgot, holding, lines, plain, record, terminal, told
 
 # %% ../../nbs/93_verbs.ipynb #progress
 PROGRESS = 'ingested.json'
+_NEW = dict(done=0, t=None, whole=False)   # texts that were read, age of the memory then, read to its end?
 
+def _stamp(path, role):
+    "What a file must have in common with the one that was read"
+    try: st = path.stat()
+    except OSError as e: raise Unread(e.strerror or str(e)) from e
+    return dict(size=st.st_size, time=st.st_mtime_ns, role=role)
+
+# %% ../../nbs/93_verbs.ipynb #progress-class
 class Progress:
     "How far files were read, by a memory that is open"
-    def __init__(self, s):
-        self.path, self.files, self.written, self.new = s.dir/PROGRESS, {}, time.monotonic(), False
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError): self.files = {k: v for k, v in json.loads(self.path.read_text())['files'].items() if isinstance(v, dict)}
-    def key(self, path): return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
-    def of(self, path, role):
+    def __init__(self,
+        s # An open session; its directory holds the file
+    ):
+        self.path, self.files = s.dir/PROGRESS, {}
+        self.written, self.new = time.monotonic(), False
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            kept = json.loads(self.path.read_text())['files']
+            self.files = {k: v for k, v in kept.items() if isinstance(v, dict)}
+    def key(self, path:Path) -> str: # Of a file: a hash, which tells nothing of its name
+        return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
+    def of(self,
+        path:Path, # Of a file
+        role:str   # Who speaks in it
+    ) -> dict:     # size, time, role, done, t, whole
         "What is known of a file that has not changed; else of a new one"
-        try: st = path.stat()
-        except OSError as e: raise Unread(e.strerror or str(e)) from e
-        now = dict(size=st.st_size, time=st.st_mtime_ns, role=role)
+        now = _stamp(path, role)
         was = self.files.get(self.key(path), {})
-        return now | (dict(done=was.get('done', 0), t=was.get('t'), whole=was.get('whole', False)) if all(was.get(k) == v for k, v in now.items()) else dict(done=0, t=None, whole=False))
-    def put(self, path, entry, now=True):
-        "Note how far a file was read; if not `now`, then within a second or at the end"
-        self.files[self.key(path)], self.new = entry, True
+        same = all(was.get(k) == v for k, v in now.items())
+        known = {k: was.get(k, new) for k, new in _NEW.items()} if same else _NEW
+        return now | known
+    def put(self,
+        path:Path,    # Of a file
+        entry:dict,   # As `of` gives it
+        now:bool=True # Write at once; if not, within a second or at the end
+    ):
+        "Note how far a file was read"
+        self.files[self.key(path)] = entry
+        self.new = True
         if now or time.monotonic() > self.written+1: self.write()
     def write(self):
+        "Write what is new"
         from chronomem.core import atomic_write
         if not self.new: return
         self.written, self.new = time.monotonic(), False
@@ -45,15 +68,19 @@ class Progress:
 def _digest(ids): return hashlib.sha256(' '.join(map(str, ids)).encode()).digest()
 
 def kept(
-    s  # a session
-)->Counter: # (source, digest of its tokens) → how often
+    s        # An open session
+) -> Counter: # (source, digest of its tokens) → how often
     "The texts that came from files"
     import numpy as np
     from chronomem.then.texts import _source_text
-    rows = {}
-    for b in s._texts.log.blocks(1024) if s._texts is not None else ():
-        for i in np.flatnonzero((b.valid & (b.source[:, 0] > 0)).numpy()):
-            rows.setdefault((int(b.time[i]), _source_text(b.source[i])), []).extend(b.ids[i, :int(b.used[i])].tolist())
+    if s._texts is None: return Counter()
+    rows = {}                                    # (time, source) → tokens; a long text is kept in several rows
+    for b in s._texts.log.blocks(1024):
+        from_files = b.valid & (b.source[:, 0] > 0)
+        for i in np.flatnonzero(from_files.numpy()):
+            key = int(b.time[i]), _source_text(b.source[i])
+            ids = b.ids[i, :int(b.used[i])].tolist()
+            rows.setdefault(key, []).extend(ids)
     return Counter((source, _digest(ids)) for (_, source), ids in rows.items())
 
 def _as_kept(name):
@@ -64,22 +91,40 @@ def _as_kept(name):
 # %% ../../nbs/93_verbs.ipynb #ingest
 class Ingest:
     "One run: what it has done, and what it says"
-    def __init__(self, s, role, bar):
-        self.s, self.role, self.bar, self.progress, self.there = s, role, bar, Progress(s), None
+    def __init__(self,
+        s,        # An open session
+        role:str, # Who speaks in documents
+        bar       # A `tqdm`
+    ):
+        self.s, self.role, self.bar = s, role, bar
+        self.progress, self.there = Progress(s), None
         self.files = self.texts = self.before = self.unchanged = 0
         self.t, self.skipped = s.t, []
-    def skip(self, name, why, line=None):
-        self.skipped.append(dict(source=name, why=why) | (dict(line=line) if line else {}))
-        with self.bar.external_write_mode(file=sys.stderr): _tell(f'{plain(name)}{f":{line}" if line else ""}: skipped, {why}')
-    def known(self, name, row):
+    def skip(self,
+        name:str,          # Of a file
+        why:str,           # For people
+        line:int|None=None # Of the file, from 1; None: all of it
+    ):
+        "Note and say what is passed over"
+        row = dict(source=name, why=why)
+        if line: row['line'] = line
+        self.skipped.append(row)
+        at = f'{plain(name)}:{line}' if line else plain(name)
+        with self.bar.external_write_mode(file=sys.stderr): _tell(f'{at}: skipped, {why}')
+    def known(self,
+        name:str, # Source of a text
+        row:list  # Its tokens
+    ) -> bool:
         "Is this text there already? It counts once"
         if self.there is None: self.there = kept(self.s)
         key = _as_kept(name), _digest(row)
         if not self.there[key]: return False
         self.there[key] -= 1
         return True
-    def counts(self):
-        return dict(files=self.files, texts=self.texts, inferences=self.s.t-self.t, before=self.before, unchanged=self.unchanged, skipped=self.skipped)
+    def counts(self) -> dict:
+        "What `--json` prints"
+        new = dict(files=self.files, texts=self.texts, inferences=self.s.t-self.t)
+        return new | dict(before=self.before, unchanged=self.unchanged, skipped=self.skipped)
 
 # %% ../../nbs/93_verbs.ipynb #one-text
 def _live(run, f, x, resumes):
@@ -100,17 +145,24 @@ def _stopped():
 # %% ../../nbs/93_verbs.ipynb #one-file
 def _done(run, entry):
     "How many texts of a file were lived when only latents were kept; the last one if the memory has aged since"
-    return entry['done'] + (entry['t'] is not None and run.s.t > entry['t'])
+    aged = entry['t'] is not None and run.s.t > entry['t']
+    return entry['done'] + aged
 
+def _texts(run, f):
+    "What a file says; stdin may keep us waiting"
+    with _while('raise'), _listens(): text = read(f.path)
+    def skip(line, why): run.skip(f.name, why, line)
+    return texts(text, f.kind or _sniffed(text), run.role, skip)
+
+# %% ../../nbs/93_verbs.ipynb #one-file-all
 def _file(run, f):
     "Ingest a file, or what is left of it"
-    entry = run.progress.of(f.path, run.role) if f.path else dict(done=0, t=None, whole=False)
+    entry = run.progress.of(f.path, run.role) if f.path else _NEW
     if entry['whole']:
         run.unchanged += 1
         return
-    done, latents, n = _done(run, entry), run.s.keep == 'latents', 0
-    with _while('raise'): text = read(f.path)              # stdin may keep us waiting
-    for n, x in enumerate(texts(text, f.kind or _sniffed(text), run.role, lambda line, why: run.skip(f.name, why, line)), 1):
+    latents, done, n = run.s.keep == 'latents', _done(run, entry), 0
+    for n, x in enumerate(_texts(run, f), 1):
         _stopped()
         if n <= done:
             run.before += 1
@@ -122,34 +174,45 @@ def _file(run, f):
     run.files += 1
 
 # %% ../../nbs/93_verbs.ipynb #run-ingest
+_SOURCE = 'a text, a document, a chat in JSON lines, a folder of them, or - for stdin'
+
 def _ingest_arguments(v):
     cli._memory_arguments(v, False)
-    v.add_argument('source', metavar='FILE|DIR|-', help='a text, a document, a chat in JSON lines, a folder of them, or - for stdin')
-    v.add_argument('--role', choices=ROLES, default='user', help='who speaks in documents (default: user); chats say it themselves')
+    v.add_argument('source', metavar='FILE|DIR|-', help=_SOURCE)
+    v.add_argument('--role', choices=ROLES, default='user',
+        help='who speaks in documents (default: user); chats say it themselves')
     v.add_argument('--json', action='store_true', help='print one JSON object instead of a line of counts')
 
 def _size(f):
     try: return f.path.stat().st_size if f.path else 0
     except OSError: return 0
 
-def run_ingest(a):
+def _bar(found):
+    from tqdm import tqdm
+    total = sum(map(_size, found)) or None   # bytes
+    return tqdm(total=total, unit='B', unit_scale=True, desc='ingesting', file=sys.stderr, disable=None)
+
+# %% ../../nbs/93_verbs.ipynb #run-ingest-run
+def run_ingest(
+    a:argparse.Namespace # What `_ingest_arguments` added
+):
     "Read files into a memory"
     home, before = _place(a.home), []
     if a.source != '-': sources(a.source, home, lambda *_: None)   # a mistake is told before the model loads
-    from tqdm import tqdm
     with _session(a, cli._load(a.model), home) as s, _while('wait'):
         found = sources(a.source, home, lambda *skipped: before.append(skipped))
-        with tqdm(total=sum(map(_size, found)) or None, unit='B', unit_scale=True, desc='ingesting', file=sys.stderr, disable=None) as bar:
+        with _bar(found) as bar:
             run = Ingest(s, a.role, bar)
             for skipped in before: run.skip(*skipped)
             stopped = False
             try: _all(run, found, alone=a.source == '-' or not Path(a.source).expanduser().is_dir())
             except KeyboardInterrupt: stopped = True
             finally: run.progress.write()
+        counts = run.counts()
         if stopped:
-            _tell(_counted(run.counts()))
+            _tell(_counted(counts))
             raise KeyboardInterrupt
-        print(json.dumps(run.counts()) if a.json else _counted(run.counts()), flush=True)
+        print(json.dumps(counts) if a.json else _counted(counts), flush=True)
 
 # %% ../../nbs/93_verbs.ipynb #run-ingest-rest
 def _all(run, found, alone):
@@ -165,7 +228,9 @@ def _all(run, found, alone):
         run.bar.update(max(end-run.bar.n, 0))
 
 def _counted(c):
-    parts = [f"ingested: {_n(c['texts'], 'text')} of {_n(c['files'], 'file')}, {_n(c['inferences'], 'inference')}"]
+    "The same counts for people"
+    texts, files, aged = _n(c['texts'], 'text'), _n(c['files'], 'file'), _n(c['inferences'], 'inference')
+    parts = [f'ingested: {texts} of {files}, {aged}']
     if c['before']: parts.append(f"{_n(c['before'], 'text')} there before")
     if c['unchanged']: parts.append(f"{_n(c['unchanged'], 'file')} not changed since")
     if c['skipped']: parts.append(f"{len(c['skipped']):,} skipped")
@@ -184,58 +249,83 @@ def _memories_arguments(v):
     v.add_argument('-n', type=_count, default=20, help='at most so many (default 20)')
     v.add_argument('--json', action='store_true', help='print a list of JSON objects')
 
-def run_memories(a):
+# %% ../../nbs/93_verbs.ipynb #run-memories
+def run_memories(
+    a:argparse.Namespace # What `_memories_arguments` added
+):
     "List what is kept, or find something in it"
     home = _place(a.home)
     with _known(a, cli._load(a.model), home) as s: found = s.memories(a.query, a.n)
     if a.json: print(json.dumps([record(t) for t in found]))
-    else: print(*lines(found, terminal(sys.stdout), a.query is not None), sep='\n', end='\n'*bool(found))
+    else:
+        for l in lines(found, terminal(sys.stdout), a.query is not None): print(l)
     if not found: _tell(f'no text of {_name(a.user)} is kept')
 
 # %% ../../nbs/93_verbs.ipynb #think
+_CHOICE = 'something to choose from; given several times. Without it the model thinks freely'
+
 def _think_arguments(v):
     v.add_argument('prompt', metavar='PROMPT', nargs='?', help='what to think about')
-    v.add_argument('--choice', action='append', metavar='TEXT', help='something to choose from; given several times. Without it the model thinks freely')
+    v.add_argument('--choice', action='append', metavar='TEXT', help=_CHOICE)
     v.add_argument('--about', default='', metavar='NAME', help='a new thought about the same replaces the old one')
     v.add_argument('--seed', type=int, help='of the choice (default: another each time)')
     v.add_argument('--forget', action='store_true', help='forget what was thought, about NAME or all')
     v.add_argument('--user', default='me', help='whose memory (default: me)')
 
-def run_think(a):
+# %% ../../nbs/93_verbs.ipynb #run-think
+def run_think(
+    a:argparse.Namespace # What `_think_arguments` added
+):
     "Let the model think something that it shows to nobody; say how much, not what"
     if a.forget == (a.prompt is not None): raise ValueError('PROMPT: expected what to think about, or --forget')
     home = _place(a.home)
     with cli._load(a.model).session(a.user, home) as s:
-        if a.forget: return print(f'{_n(s.forget_thoughts(a.about or None), "thought")} forgotten')
+        if a.forget:
+            gone = s.forget_thoughts(a.about or None)
+            print(f'{_n(gone, "thought")} forgotten')
+            return
         new = s.think(a.prompt, a.choice, a.about, seed=a.seed)
-    print(f'{_n(new.tokens, "token")} thought' + f' about {a.about!r}'*bool(a.about) + f', {_n(new.held, "thought")} kept')
+    about = f' about {a.about!r}' if a.about else ''
+    print(f'{_n(new.tokens, "token")} thought{about}, {_n(new.held, "thought")} kept')
 
 # %% ../../nbs/93_verbs.ipynb #train
 def _minutes(text):
-    import argparse
     try: x = float(text)
     except ValueError: x = -1.
     if not 0 < x < 1e6: raise argparse.ArgumentTypeError(f'expected minutes above 0, got {text!r}')
     return x
 
 def _train_arguments(v):
-    v.add_argument('files', metavar='FILE', nargs='*', help='JSONL, one dialogue a line: {"messages": [{"role": ..., "content": ...}, ...]}')
-    v.add_argument('--out', metavar='FOLDER', help='where the trained memory is put; load it with ChronoModel.from_pretrained(FOLDER)')
+    v.add_argument('files', metavar='FILE', nargs='*',
+        help='JSONL, one dialogue a line: {"messages": [{"role": ..., "content": ...}, ...]}')
+    v.add_argument('--out', metavar='FOLDER',
+        help='where the trained memory is put; load it with ChronoModel.from_pretrained(FOLDER)')
     v.add_argument('--minutes', type=_minutes, default=10., help='of learning (default 10)')
     v.add_argument('--seed', type=int, default=0, help='of every choice (default 0)')
-    v.add_argument('--sample', type=_count, metavar='N', help='write N dialogues of a small grammar to FILE, to try it with, and stop')
+    v.add_argument('--sample', type=_count, metavar='N',
+        help='write N dialogues of a small grammar to FILE, to try it with, and stop')
 
-def run_train(a):
+# %% ../../nbs/93_verbs.ipynb #run-train
+def _sample(n, files):
+    "Write dialogues to try it with"
+    from chronomem.learn.dialogues import sample_dialogues, write_dialogues
+    if len(files) > 1 or Path(files[0]).exists():
+        raise ValueError(f'FILE: expected one file that is not there yet, got {files}')
+    return write_dialogues(sample_dialogues(n), files[0])
+
+def run_train(
+    a:argparse.Namespace # What `_train_arguments` added
+):
     "Train a memory on dialogues, judge it on those held out, and save it"
-    from chronomem.learn.dialogues import read_dialogues, sample_dialogues, write_dialogues
+    from chronomem.learn.dialogues import read_dialogues
     if not a.files: raise ValueError('FILE: expected at least one file of dialogues')
-    if a.sample:
-        if len(a.files) > 1 or Path(a.files[0]).exists(): raise ValueError(f'FILE: expected one file that is not there yet, got {a.files}')
-        return write_dialogues(sample_dialogues(a.sample), a.files[0])
+    if a.sample: return _sample(a.sample, a.files)
     if not a.out: raise ValueError('--out: expected a folder for what is trained')
-    if Path(a.out).exists() and any(Path(a.out).iterdir()): raise ValueError(f'--out: {a.out} is not empty')
-    dialogues, m = read_dialogues(*a.files), cli._load(a.model)
-    at = Path(a.out).with_name(Path(a.out).name + '.checkpoint')
+    out = Path(a.out)
+    if out.exists() and any(out.iterdir()): raise ValueError(f'--out: {a.out} is not empty')
+    dialogues = read_dialogues(*a.files)
+    m = cli._load(a.model)
+    at = out.with_name(out.name + '.checkpoint')
     print(m.fit(dialogues, a.minutes, seed=a.seed, checkpoint=at, progress=sys.stderr.isatty()))
     m.save_pretrained(a.out)
     at.unlink(missing_ok=True)
@@ -244,26 +334,26 @@ def run_train(a):
 # %% ../../nbs/93_verbs.ipynb #forget-arguments
 def _forget_arguments(v):
     v.add_argument('text', metavar='TEXT', nargs='?', help='what to look for')
-    v.add_argument('--id', action='append', default=[], help='a text, as named by memories; may be given several times')
+    v.add_argument('--id', action='append', default=[],
+        help='a text, as named by memories; may be given several times')
     v.add_argument('--user', default='me', help='whose memory (default: me)')
-    v.add_argument('--partial', choices=('rest', 'empty'), help='if not all that was told is kept: make the latents anew from what remains, or empty them')
+    v.add_argument('--partial', choices=('rest', 'empty'),
+        help='if not all that was told is kept: make the latents anew from what remains, or empty them')
     v.add_argument('--yes', action='store_true', help='do not ask')
 
+# %% ../../nbs/93_verbs.ipynb #forget-ask
 def _people():
     "Is there somebody at a terminal?"
     return sys.stdin is not None and sys.stdin.isatty()
 
 def _ask(question):
-    with _while('raise'):
-        try: return input(question).strip().lower()
-        except EOFError:
-            print()
-            return '' 
+    with _while('raise'): return cli._line(input, question).lower()
 
 # %% ../../nbs/93_verbs.ipynb #forget-choose
 def _once(traces):
-    "One trace of each text"
-    return [*{t.id: t for t in reversed(traces)}.values()][::-1]
+    "One trace of each text, in their order"
+    first = {t.id: t for t in reversed(traces)}
+    return list(first.values())[::-1]
 
 MANY = 40  # texts to choose from
 
@@ -273,33 +363,52 @@ def _choose(s, text):
     exact = bool(found)
     if not exact: found = _once(s.memories(text, 8))
     if not found: raise ValueError(f'no text of {_name(s.user)} is kept')
-    found, more = found[:MANY], len(found)-MANY
-    if not exact: print(f'no text has all these words; the nearest are')
+    more = len(found)-MANY
+    found = found[:MANY]
+    if not exact: print('no text has all these words; the nearest are')
     if more > 0: print(f'{more:,} older ones have these words, too')
-    for i, l in enumerate(lines(found, (w := terminal(sys.stdout)) and w-4, not exact), 1): print(f'{i:>2}  {l}')
-    got = _ask(f'which? a number from 1 to {len(found)}, several with commas, a for all, nothing for none: ')
-    if got == 'a': return {t.id for t in found}
-    picked = [p.strip() for p in got.split(',') if p.strip()]
-    if wrong := [p for p in picked if not (p.isdecimal() and 1 <= int(p) <= len(found))]: raise ValueError(f'expected numbers from 1 to {len(found)} or a, got {wrong[0]!r}')
-    return {found[int(p)-1].id for p in picked}
+    width = terminal(sys.stdout)
+    if width: width -= 4     # the number in front
+    for i, l in enumerate(lines(found, width, not exact), 1): print(f'{i:>2}  {l}')
+    return _picked([t.id for t in found])
+
+# %% ../../nbs/93_verbs.ipynb #forget-picked
+def _picked(ids):
+    "Those whose numbers the person types"
+    most = len(ids)
+    got = _ask(f'which? a number from 1 to {most}, several with commas, a for all, nothing for none: ')
+    if got == 'a': return {*ids}
+    numbers = [p.strip() for p in got.split(',') if p.strip()]
+    for p in numbers:
+        if not (p.isdecimal() and 1 <= int(p) <= most):
+            raise ValueError(f'expected numbers from 1 to {most} or a, got {p!r}')
+    return {ids[int(p)-1] for p in numbers}
+
+# %% ../../nbs/93_verbs.ipynb #forget-way
+_PARTLY = ('not all that was told is kept as text, so the latents can not be made as if this had never been told; '
+           '--partial rest makes them anew from what remains, --partial empty empties them')
 
 def _way(exact, partial):
     "What to do where not all texts are kept"
     if exact: return None
     if partial: return partial
-    say = 'not all that was told is kept as text, so the latents can not be made as if this had never been told; --partial rest makes them anew from what remains, --partial empty empties them'
-    if not _people(): raise ValueError(say)
-    print(say)
+    if not _people(): raise ValueError(_PARTLY)
+    print(_PARTLY)
     got = _ask('rest, empty, or nothing to leave all as it is: ')
     if got not in ('rest', 'empty', ''): raise ValueError(f'expected rest or empty, got {got!r}')
     return got
 
 # %% ../../nbs/93_verbs.ipynb #forget
-def run_forget(a):
+_AGREE = ('there is no terminal to ask at: name the text by --id, as memories lists it, '
+          'and agree by --yes')
+
+def run_forget(
+    a:argparse.Namespace # What `_forget_arguments` added
+) -> int|None:           # Exit code
     "Forget one thing"
     home = _place(a.home)
     if bool(a.text) == bool(a.id): raise ValueError('TEXT or --id: expected one of them')
-    if not _people() and not (a.id and a.yes): raise ValueError('there is no terminal to ask at: name the text by --id, as memories lists it, and agree by --yes')
+    if not _people() and not (a.id and a.yes): raise ValueError(_AGREE)
     with _known(a, cli._load(a.model), home) as s:
         ids = {*a.id} or _choose(s, a.text)
         if not ids: return _no()
@@ -309,13 +418,18 @@ def run_forget(a):
         if twins: print('the very same is also kept as', ', '.join(twins))
         way = _way(exact, a.partial)
         sys.stdout.flush()
-        if way == '' or not _sure(f'forget {_n(len(gone), "text")} of {_name(a.user)}?', a.yes): return _no()
-        print(forgot(s, ids, way, True))                    # Ctrl-C ends the process here, as a kill would: all or nothing
+        question = f'forget {_n(len(gone), "text")} of {_name(a.user)}?'
+        if way == '' or not _sure(question, a.yes): return _no()
+        print(forgot(s, ids, way, True))   # Ctrl-C ends the process, as a kill would: all or nothing
 
 # %% ../../nbs/93_verbs.ipynb #table
 VERBS = dict(
-    ingest=Verb('read texts, documents and chats into a memory', _ingest_arguments, run_ingest, 'what was ingested is kept; the same command goes on from there'),
+    ingest=Verb('read texts, documents and chats into a memory', _ingest_arguments, run_ingest,
+        'what was ingested is kept; the same command goes on from there'),
     memories=Verb('list what is kept of what was told, or find something in it', _memories_arguments, run_memories),
-    train=Verb('train a memory for a model from your dialogues', _train_arguments, run_train, 'the same command goes on from its checkpoint'),
-    think=Verb('let the model think something and keep it to itself', _think_arguments, run_think, 'it is thought or not; `chronomem stats` counts'),
-    forget=Verb('forget one thing that was told', _forget_arguments, run_forget, 'it is forgotten whole or not at all; `chronomem memories` tells'))
+    train=Verb('train a memory for a model from your dialogues', _train_arguments, run_train,
+        'the same command goes on from its checkpoint'),
+    think=Verb('let the model think something and keep it to itself', _think_arguments, run_think,
+        'it is thought or not; `chronomem stats` counts'),
+    forget=Verb('forget one thing that was told', _forget_arguments, run_forget,
+        'it is forgotten whole or not at all; `chronomem memories` tells'))
