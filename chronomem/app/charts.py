@@ -15,93 +15,137 @@ from ..learn.life import KINDS
 # %% ../../nbs/90b_charts.ipynb #plain
 POINTS, LATELY = 500, 300
 
+_LEGEND = dict(orientation='h', x=1, xanchor='right', y=1.01, yanchor='bottom', font_size=11)
+_MARGIN = dict(l=60, r=20, t=64, b=48)
+
 def _plain(f, title, x, y, **kw):
     "The look of all figures"
-    legend = dict(orientation='h', x=1, xanchor='right', y=1.01, yanchor='bottom', font_size=11)
-    look = dict(title=dict(text=title, x=.01, font_size=15), legend=legend, height=300, margin=dict(l=60, r=20, t=64, b=48), template='plotly_white', autosize=True)
-    return f.update_layout(**look | dict(xaxis_title=x, yaxis_title=y) | kw)
+    look = dict(title=dict(text=title, x=.01, font_size=15), legend=_LEGEND, height=300, margin=_MARGIN,
+        template='plotly_white', autosize=True)
+    axes = dict(xaxis_title=x, yaxis_title=y)
+    return f.update_layout(**look | axes | kw)
 
 def _thin(rows, most=POINTS):
     "About as many rows as can be seen, the last among them"
     rows = list(rows)
-    return rows[::-1][::max(1, -(-len(rows)//most))][::-1]
+    step = max(1, -(-len(rows)//most))     # rounded up
+    return rows[::-1][::step][::-1]
 
 def _smooth(y, n=8):
     "Mean of the last n"
-    return [sum(y[max(0, i-n+1):i+1])/len(y[max(0, i-n+1):i+1]) for i in range(len(y))]
+    out = []
+    for i in range(len(y)):
+        last = y[max(0, i-n+1):i+1]
+        out.append(sum(last)/len(last))
+    return out
 
 # %% ../../nbs/90b_charts.ipynb #loss
-def loss_figure(run) -> go.Figure:
+def loss_figure(
+    run:object # A `TrainingRun`, or what has its `rows`
+) -> go.Figure:
     "Loss by tokens read, online and frozen base"
     rows, f = list(run.rows), go.Figure()
-    x, on, base = [r['at'] for r in rows], [r['loss'] for r in rows], [r['base'] for r in rows]
-    lines = _thin(zip(x, on, _smooth([o or 0. for o in on]), _smooth([b or 0. for b in base])))
-    x, on, on8, base8 = zip(*lines) if lines else ((),)*4
+    on = [r['loss'] for r in rows]
+    mean = _smooth([r['loss'] or 0. for r in rows])
+    base = _smooth([r['base'] or 0. for r in rows])
+    at = [r['at'] for r in rows]
+    lines = _thin(zip(at, on, mean, base))
+    x, on, mean, base = zip(*lines) if lines else ((),)*4
     f.add_scatter(x=x, y=on, name='each frame', mode='markers', marker=dict(size=4, color='#9ecae1'))
-    f.add_scatter(x=x, y=base8, name='frozen base', line_color='#888')
-    f.add_scatter(x=x, y=on8, name='learning', line_color='#08519c')
+    f.add_scatter(x=x, y=base, name='frozen base', line_color='#888')
+    f.add_scatter(x=x, y=mean, name='learning', line_color='#08519c')
     return _plain(f, 'Loss, mean of 8', 'tokens read', 'nats a token')
 
 # %% ../../nbs/90b_charts.ipynb #guard
-def guard_figure(run) -> go.Figure:
+def guard_figure(
+    run:object # A `TrainingRun`, or what has its `rows`
+) -> go.Figure:
     "KL to the base on anchor text, and the rise of the canaries' loss"
     rows, f = list(run.rows), go.Figure()
     kl = _thin([r for r in rows if r['kl'] is not None])
     seen = _thin([r for r in rows if r['canary'] is not None])
-    f.add_scatter(x=[r['at'] for r in kl], y=[r['kl'] for r in kl], name='KL to the base', line_color='#6a51a3')
-    f.add_scatter(x=[r['at'] for r in seen], y=[100*r['canary'] for r in seen], name='canaries (right)', mode='lines+markers', line_color='#d94801', yaxis='y2')
-    right = dict(title='canaries\' loss, % risen', overlaying='y', side='right', showgrid=False, rangemode='tozero', tickmode='auto', nticks=5)
-    return _plain(f, 'Canaries and KL', 'tokens read', 'KL, nats a token', yaxis2=right, yaxis_rangemode='tozero', margin=dict(l=60, r=60, t=64, b=48))
+    x, y = [r['at'] for r in kl], [r['kl'] for r in kl]
+    f.add_scatter(x=x, y=y, name='KL to the base', line_color='#6a51a3')
+    x, y = [r['at'] for r in seen], [100*r['canary'] for r in seen]
+    f.add_scatter(x=x, y=y, name='canaries (right)', mode='lines+markers', line_color='#d94801', yaxis='y2')
+    right = dict(title="canaries' loss, % risen", overlaying='y', side='right', showgrid=False,
+        rangemode='tozero', tickmode='auto', nticks=5)
+    room = dict(yaxis2=right, yaxis_rangemode='tozero', margin=_MARGIN | dict(r=60))
+    return _plain(f, 'Canaries and KL', 'tokens read', 'KL, nats a token', **room)
 
 # %% ../../nbs/90b_charts.ipynb #gate
-def gate_figure(run) -> go.Figure:
+def gate_figure(
+    run:object # A `TrainingRun`, or what has its `lived` and `rungs`
+) -> go.Figure:
     "How sure each rung's gate was, and when it wrote"
     rows, f = list(run.lived)[-LATELY:], go.Figure()
-    x, names = [r['t'] for r in rows], [n.replace('tau', 'τ = ') for n in run.rungs]
-    z = [[r['p'][n] for r in rows] for n in run.rungs]
-    f.add_heatmap(x=x, y=names, z=z, zmin=0, zmax=1, colorscale='Blues', colorbar=dict(title='p', thickness=12))
-    dots = [(r['t'], name) for name, n in zip(names, run.rungs) for r in rows if r['wrote'][n]]
-    f.add_scatter(x=[d[0] for d in dots], y=[d[1] for d in dots], mode='markers', name='wrote', showlegend=True, marker=dict(color='#d94801', size=6))
+    t, names = [r['t'] for r in rows], [n.replace('tau', 'τ = ') for n in run.rungs]
+    p = [[r['p'][n] for r in rows] for n in run.rungs]     # [rung][inference]
+    colours = dict(zmin=0, zmax=1, colorscale='Blues', colorbar=dict(title='p', thickness=12))
+    f.add_heatmap(x=t, y=names, z=p, **colours)
+    x, y = [], []
+    for n, name in zip(run.rungs, names):
+        wrote = [r['t'] for r in rows if r['wrote'][n]]
+        x += wrote
+        y += [name]*len(wrote)
+    f.add_scatter(x=x, y=y, mode='markers', name='wrote', showlegend=True, marker=dict(color='#d94801', size=6))
     return _plain(f, 'Gates of the rungs', 'inference', 'cadence of the rung')
 
 # %% ../../nbs/90b_charts.ipynb #sync
-def sync_figure(run) -> go.Figure:
+def sync_figure(
+    run:object # A `TrainingRun`, or what has its `lived` and `sync_name`
+) -> go.Figure:
     "Which pairs move together, over time"
     rows, f = list(run.lived)[-LATELY:], go.Figure()
-    names = [*rows[-1]['sync']] if rows else []
-    z = [[r['sync'].get(n) for r in rows] for n in names]
-    low = -1 if any((v or 0) < 0 for row in z for v in row) else 0
-    f.add_heatmap(x=[r['t'] for r in rows], y=[n.replace('tau', 'τ') for n in names], z=z, zmin=low, zmax=1, colorscale='RdBu_r' if low else 'Purples', colorbar=dict(title='|r|' if not low else 's', thickness=12))
-    if rows and not names: f.add_annotation(text='one rung, so no pairs', showarrow=False)
+    pairs = [*rows[-1]['sync']] if rows else []
+    t, names = [r['t'] for r in rows], [p.replace('tau', 'τ') for p in pairs]
+    s = [[r['sync'].get(p) for r in rows] for p in pairs]    # [pair][inference]; None: not yet known
+    signed = any(v is not None and v < 0 for row in s for v in row)
+    low, scale, title = (-1, 'RdBu_r', 's') if signed else (0, 'Purples', '|r|')
+    f.add_heatmap(x=t, y=names, z=s, zmin=low, zmax=1, colorscale=scale, colorbar=dict(title=title, thickness=12))
+    if rows and not pairs: f.add_annotation(text='one rung, so no pairs', showarrow=False)
     return _plain(f, f'Synchronization of {run.sync_name}', 'inference', '')
 
 # %% ../../nbs/90b_charts.ipynb #recall
-def recall_figure(run) -> go.Figure:
+def _right(rows, kind):
+    "Delay → right or wrong, of all rounds"
+    at = {}
+    for r in rows:
+        right = r['right'][kind]
+        at.setdefault(r['delay'], []).extend([True]*right + [False]*(r['of']-right))
+    return at
+
+def recall_figure(
+    run:object # A `TrainingRun`, or what has its `recalls`
+) -> go.Figure:
     "Share of right answers some inferences after a fact was told"
     rows, f = list(run.recalls), go.Figure()
     for i, k in enumerate(KINDS):
-        at = {}
-        for r in rows: at.setdefault(r['delay'], []).extend([True]*r['right'][k] + [False]*(r['of']-r['right'][k]))
-        x = sorted(at)
-        m, low, high = zip(*(map(float, interval(torch.tensor(at[d]))) for d in x)) if x else ((),)*3
-        bars = dict(type='data', symmetric=False, array=[h-y for h, y in zip(high, m)], arrayminus=[y-l for y, l in zip(m, low)])
-        f.add_scatter(x=[d*(1+.04*(i-1)) for d in x], y=m, name=k, mode='lines+markers', error_y=bars)
+        at = _right(rows, k)
+        delays = sorted(at)
+        cells = [map(float, interval(torch.tensor(at[d]))) for d in delays]
+        mean, low, high = zip(*cells) if cells else ((),)*3
+        up, down = [h-m for h, m in zip(high, mean)], [m-l for m, l in zip(mean, low)]
+        bars = dict(type='data', symmetric=False, array=up, arrayminus=down)
+        x = [d*(1+.04*(i-1)) for d in delays]
+        f.add_scatter(x=x, y=mean, name=k, mode='lines+markers', error_y=bars)
     return _plain(f, 'Recall by delay', 'inferences since it was told', 'right answers', yaxis_range=[-.03, 1.08])
 
 # %% ../../nbs/90b_charts.ipynb #static
 FIGURES = dict(loss=loss_figure, guards=guard_figure, gates=gate_figure, sync=sync_figure, recall=recall_figure)
 
 def static(
-    run  # A `TrainingRun`, or what has its records
-) -> dict: # Name → plain figure
+    run:object # A `TrainingRun`, or what has its records
+) -> dict:     # Name → plain figure
     "All figures of a run"
     return {k: f(run) for k, f in FIGURES.items()}
 
 def renew(
-    widget,          # Figure on the page
-    figure:go.Figure # What it should show
+    widget:go.Figure, # On the page: a `FigureWidget`
+    figure:go.Figure  # What it should show
 ):
     "Take over data, title and colours"
+    title, new = widget.layout.title, figure.layout.title.text
     with widget.batch_update():
-        for old, new in zip(widget.data, figure.data): old.update(new.to_plotly_json(), overwrite=False)
-        if widget.layout.title.text != figure.layout.title.text: widget.layout.title.text = figure.layout.title.text
+        for old, trace in zip(widget.data, figure.data): old.update(trace.to_plotly_json(), overwrite=False)
+        if title.text != new: title.text = new

@@ -15,11 +15,19 @@ import plotly.io as pio
 # %% ../../nbs/90_plots.ipynb #compare
 NAMES = dict(chronomem='chronomem', wiped='memory wiped', stateless='language model alone')
 
+def _errors(cells):
+    "Means, and the way from them to the ends of their intervals, as plotly takes it"
+    mean, low, high = zip(*cells)
+    up = [h-m for h, m in zip(high, mean)]
+    down = [m-l for m, l in zip(mean, low)]
+    return mean, dict(type='data', symmetric=False, array=up, arrayminus=down)
+
 def _bars(f, x, name, cells):
     "Add bars with their intervals"
-    m, low, high = zip(*cells)
-    bars = dict(type='data', symmetric=False, array=[h-y for h, y in zip(high, m)], arrayminus=[y-l for y, l in zip(m, low)])
-    f.add_bar(x=x, y=m, name=name, error_y=bars)
+    mean, errors = _errors(cells)
+    f.add_bar(x=x, y=mean, name=name, error_y=errors)
+
+_RIGHT = dict(yaxis_title='right answers', yaxis_range=[0, 1.05])
 
 def compare(
     result:dict # From `demo`
@@ -27,18 +35,22 @@ def compare(
     "Accuracy of the three columns with their intervals"
     f, kinds = go.Figure(), [*result['results']]
     for c, name in NAMES.items(): _bars(f, kinds, name, [result['results'][k][c] for k in kinds])
-    return f.update_layout(title=f"After {result['inferences']} inferences of prose and a killed process", yaxis_title='right answers', yaxis_range=[0, 1.05], barmode='group', height=380)
+    title = f"After {result['inferences']} inferences of prose and a killed process"
+    return f.update_layout(title=title, **_RIGHT, barmode='group', height=380)
 
 # %% ../../nbs/90_plots.ipynb #facts
-ARM_NAMES = dict(none='model alone', usual='model with BM25', ladder='ladder', traces='traces', both='ladder and traces')
+ARM_NAMES = dict(none='model alone', usual='model with BM25', ladder='ladder', traces='traces',
+    both='ladder and traces')
 
 def compare_facts(
     result:dict # From `demo`, with facts
 ) -> go.Figure:
     "Accuracy of the five arms with their intervals, for open and sealed facts"
     f, splits = go.Figure(), result['facts']['results']
-    for a, name in ARM_NAMES.items(): _bars(f, [f'{s} facts' for s in splits], name, [splits[s][a] for s in splits])
-    return f.update_layout(title="Facts in people's own words, asked in other words", yaxis_title='right answers', yaxis_range=[0, 1.05], barmode='group', height=380)
+    x = [f'{s} facts' for s in splits]
+    for a, name in ARM_NAMES.items(): _bars(f, x, name, [v[a] for v in splits.values()])
+    title = "Facts in people's own words, asked in other words"
+    return f.update_layout(title=title, **_RIGHT, barmode='group', height=380)
 
 # %% ../../nbs/90_plots.ipynb #secrets
 SECRET_NAMES = dict(chronomem='with its thought', texts='with texts alone')
@@ -48,23 +60,29 @@ def compare_secrets(
 ) -> go.Figure:
     "Who still knows what was thought of and never said?"
     f = go.Figure()
-    for k, name in SECRET_NAMES.items(): _bars(f, ['thing thought of'], name, [result['secrets'][k]])
-    return f.update_layout(title='What was thought of, never said, asked for after a killed process', yaxis_title='right answers', yaxis_range=[0, 1.05], barmode='group', height=340)
+    for k, name in SECRET_NAMES.items():
+        _bars(f, ['thing thought of'], name, [result['secrets'][k]])
+    title = 'What was thought of, never said, asked for after a killed process'
+    return f.update_layout(title=title, **_RIGHT, barmode='group', height=340)
 
 # %% ../../nbs/90_plots.ipynb #delay
-def by_delay(result:dict) -> go.Figure:
+def by_delay(
+    result:dict # From `demo`
+) -> go.Figure:
     "Accuracy at the delays that were looked at, and at the end"
     f, end = go.Figure(), result['inferences']
-    for k in result['results']:
-        at = {int(t): r[k] for t, r in result['recall'].items()} | {end: result['results'][k]['chronomem']}
+    for k, columns in result['results'].items():
+        at = {int(t): r[k] for t, r in result['recall'].items()}
+        at[end] = columns['chronomem']
         x = sorted(at)
-        m, low, high = zip(*(at[t] for t in x))
-        bars = dict(type='data', symmetric=False, array=[h-y for h, y in zip(high, m)], arrayminus=[y-l for y, l in zip(m, low)])
-        f.add_scatter(x=x, y=m, name=k, mode='lines+markers', error_y=bars)
-    return f.update_layout(title='Recall by delay', xaxis_title='inferences since it was told', yaxis_title='right answers', yaxis_range=[0, 1.05], height=340)
+        mean, errors = _errors([at[t] for t in x])
+        f.add_scatter(x=x, y=mean, name=k, mode='lines+markers', error_y=errors)
+    return f.update_layout(title='Recall by delay', xaxis_title='inferences since it was told', **_RIGHT, height=340)
 
 # %% ../../nbs/90_plots.ipynb #writes
-def writes(result:dict) -> go.Figure:
+def writes(
+    result:dict # From `demo`
+) -> go.Figure:
     "Writes per rung over time, summed from the first sentence of prose on"
     f = go.Figure()
     for i, n in enumerate(result['rungs']):
@@ -72,54 +90,92 @@ def writes(result:dict) -> go.Figure:
         for w in result['wrote']:
             total += w[i]
             y.append(total)
-        f.add_scatter(x=list(range(1, len(y)+1)), y=y, name=n.replace('tau', 'τ = '))
-    return f.update_layout(title='Writes per session', xaxis_title='sentence of prose', yaxis_title='writes so far', height=340)
+        x = list(range(1, len(y)+1))
+        f.add_scatter(x=x, y=y, name=n.replace('tau', 'τ = '))
+    axes = dict(xaxis_title='sentence of prose', yaxis_title='writes so far')
+    return f.update_layout(title='Writes per session', **axes, height=340)
 
 # %% ../../nbs/90_plots.ipynb #size
-def size(result:dict) -> go.Figure:
+def size(
+    result:dict # From `demo`
+) -> go.Figure:
     "Bytes of a session's state against the age of the session"
-    x = [0, result['inferences']]
-    f = go.Figure(go.Scatter(x=x, y=[result['state_bytes']]*2, name='state'))
-    return f.update_layout(title='Size of one person\'s memory', xaxis_title='inferences', yaxis_title='bytes', yaxis_rangemode='tozero', height=300)
+    x, y = [0, result['inferences']], [result['state_bytes']]*2
+    f = go.Figure(go.Scatter(x=x, y=y, name='state'))
+    axes = dict(xaxis_title='inferences', yaxis_title='bytes', yaxis_rangemode='tozero')
+    return f.update_layout(title="Size of one person's memory", **axes, height=300)
 
 # %% ../../nbs/90_plots.ipynb #table
-def _cell(v): return f'{v[0]:.2f} [{v[1]:.2f}, {v[2]:.2f}]'
+def _cell(v):
+    mean, low, high = v
+    return f'{mean:.2f} [{low:.2f}, {high:.2f}]'
 
 def _grid(rows):
     "Rows of texts as aligned columns"
     wide = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join(c.ljust(w) for c, w in zip(r, wide)) for r in rows)
+    lines = []
+    for row in rows: lines.append('  '.join(c.ljust(w) for c, w in zip(row, wide)))
+    return '\n'.join(lines)
 
+# %% ../../nbs/90_plots.ipynb #table-facts
 def _facts_table(facts):
     "The second table: five arms, open and sealed facts"
     rows = [['', *ARM_NAMES.values(), 'right trace found']]
-    rows += [[s, *(_cell(v[a]) for a in ARM_NAMES), _cell(facts['found'][s])] for s, v in facts['results'].items()]
+    for split, v in facts['results'].items():
+        arms = [_cell(v[a]) for a in ARM_NAMES]
+        rows.append([split, *arms, _cell(facts['found'][split])])
     how = 'the likeliest of four options, chance 0.25' if facts['by'] == 'options' else 'words of the answer'
-    return f"{_grid(rows)}\n{facts['told']} facts in people's own words among {facts['sentences']} sentences of prose, asked in everyday words after a kill; judged by {how}"
+    told = f"{facts['told']} facts in people's own words among {facts['sentences']} sentences of prose"
+    return f'{_grid(rows)}\n{told}, asked in everyday words after a kill; judged by {how}'
+
+_UNREAD = ('what is thought and never said: kept, but not readable by this model; '
+           '--model smollm2 answers from it')
 
 def _secrets_table(secrets):
     "The third table"
-    if not secrets: return 'what is thought and never said: kept, but not readable by this model; --model smollm2 answers from it'
+    if not secrets: return _UNREAD
     rows = [['', *SECRET_NAMES.values()], ['thing', *(_cell(secrets[k]) for k in SECRET_NAMES)]]
-    return f"{_grid(rows)}\n{secrets['people']} people who thought of a thing and never said it, asked for it after a kill"
+    people = f"{secrets['people']} people who thought of a thing and never said it, asked for it after a kill"
+    return f'{_grid(rows)}\n{people}'
 
-def table(result:dict) -> str:
+# %% ../../nbs/90_plots.ipynb #table-all
+def _shape(result):
+    "What was lived, and what that took"
+    lived = f"{result['episodes']} episodes, {result['inferences']} inferences each"
+    ms = 1000*result['seconds_per_inference']
+    return f"{lived}, {result['state_bytes']:,} bytes of state, {ms:.1f} ms per inference, model {result['model']}"
+
+def table(
+    result:dict # From `demo`
+) -> str:
     "The three columns as text; facts and secrets below if they were asked"
-    rows = [['', *NAMES.values()]] + [[k, *(_cell(v[c]) for c in NAMES)] for k, v in result['results'].items()]
-    shape = f"{result['episodes']} episodes, {result['inferences']} inferences each, {result['state_bytes']:,} bytes of state, {1000*result['seconds_per_inference']:.1f} ms per inference, model {result['model']}"
-    second = f"\n\n{_facts_table(result['facts'])}" if 'facts' in result else ''
-    third = f"\n\n{_secrets_table(result['secrets'])}" if 'secrets' in result else ''
-    return f'{_grid(rows)}\n{shape}{second}{third}'
+    rows = [['', *NAMES.values()]]
+    for kind, v in result['results'].items(): rows.append([kind, *(_cell(v[c]) for c in NAMES)])
+    parts = [f'{_grid(rows)}\n{_shape(result)}']
+    if 'facts' in result: parts.append(_facts_table(result['facts']))
+    if 'secrets' in result: parts.append(_secrets_table(result['secrets']))
+    return '\n\n'.join(parts)
 
 # %% ../../nbs/90_plots.ipynb #report
+_STYLE = 'body{font-family:sans-serif;max-width:60em;margin:auto;padding:1em}'
+_HEAD = f'<!doctype html><meta charset="utf8"><title>chronomem demo</title><style>{_STYLE}</style>'
+
+def _figures(result):
+    "All that this result has data for"
+    some = [compare]
+    if 'facts' in result: some.append(compare_facts)
+    if result.get('secrets'): some.append(compare_secrets)
+    return [f(result) for f in (*some, by_delay, writes, size)]
+
 def report(
-    result:dict, # From `demo`
-    path         # The HTML file
+    result:dict,  # From `demo`
+    path:str|Path # The HTML file
 ) -> Path:
     "Write the tables and all figures into one HTML file"
-    figures = [f(result) for f in (compare, *[compare_facts]*('facts' in result), *[compare_secrets]*bool(result.get('secrets')), by_delay, writes, size)]
-    parts = [pio.to_html(f, full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures)]
-    head = '<!doctype html><meta charset="utf8"><title>chronomem demo</title><style>body{font-family:sans-serif;max-width:60em;margin:auto;padding:1em}</style>'
+    parts = []
+    for i, f in enumerate(_figures(result)):        # the first brings plotly with it
+        parts.append(pio.to_html(f, full_html=False, include_plotlyjs=i == 0))
+    text = f'<h1>chronomem demo</h1><pre>{html.escape(table(result))}</pre>'
     path = Path(path)
-    path.write_text(f'{head}<h1>chronomem demo</h1><pre>{html.escape(table(result))}</pre>{"".join(parts)}', encoding='utf8')
+    path.write_text(f'{_HEAD}{text}{"".join(parts)}', encoding='utf8')
     return path

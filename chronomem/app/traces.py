@@ -28,7 +28,7 @@ def fit(
         left -= _columns(c)
         if left < 0: break
         out += c
-    return out + '…' 
+    return out + '…'
 
 # %% ../../nbs/91a_traces.ipynb #line
 def _cells(t, scored):
@@ -100,7 +100,7 @@ def told(
     row  # of its life
 )->str:
     "A text in one line, with its id"
-    return f'{row.id}  {plain(" ".join(map(s.model.spoken, _said(row))))}' 
+    return f'{row.id}  {plain(" ".join(map(s.model.spoken, _said(row))))}'
 
 # %% ../../nbs/91a_traces.ipynb #forgot
 def _again(s, gone, after):

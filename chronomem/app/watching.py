@@ -7,6 +7,7 @@ __all__ = ['told_among_prose', 'Delays', 'RungSync', 'heard_sync']
 
 # %% ../../nbs/90a_watching.ipynb #imports
 import itertools, random
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 import torch
 from fastcore.basics import patch
@@ -18,12 +19,13 @@ from ..thought.sync import Sync
 
 # %% ../../nbs/90a_watching.ipynb #stream
 def told_among_prose(
-    seed:int=0,
+    seed:int=0,         # Of what is told, and of the choice of sentences
     every:int=11,       # One text in so many is told by a user; odd, so that it isn't always the same rung's turn
     source:str='pydoc'  # Of the prose, as in `prose`
-):                      # Yields (role, text) without end
+) -> Iterator:          # Of (role, text), without end
     "Prose, and now and then something worth keeping"
-    bank, rng = [s for s in prose(1000, seed, source) if len(s) <= 120], random.Random(seed)
+    bank = [s for s in prose(1000, seed, source) if len(s) <= 120]
+    rng = random.Random(seed)
     for n in itertools.count():
         life = episodes(1, seed+n)[0]
         for k in KINDS:
@@ -34,16 +36,18 @@ def told_among_prose(
 class Delays:
     "Facts planted in lives of their own, and asked after some inferences, beside the stream"
     def __init__(self,
-        model:ChronoModel,
-        lives:int=4,              # In each round
-        delays=(10, 50, 100),     # Inferences after which they are asked
-        seed:int=0,
-        tell=print                # Gets a dict of what came out
+        model:ChronoModel,            # Lives and answers
+        lives:int=4,                  # In each round
+        delays:tuple=(10, 50, 100),   # Inferences after which they are asked
+        seed:int=0,                   # Of the first round; each has the next one
+        tell:Callable=print           # Gets a dict of what came out
     ):
         if lives < 1: raise ValueError(f'lives: got {lives}, expected at least 1')
-        if not delays or sorted(set(delays)) != list(delays) or delays[0] < 1: raise ValueError(f'delays: got {delays!r}, expected rising numbers from 1')
+        if not delays or sorted(set(delays)) != list(delays) or delays[0] < 1:
+            raise ValueError(f'delays: got {delays!r}, expected rising numbers from 1')
         self.model, self.n, self.delays, self.seed, self.tell = model, lives, delays, seed, tell
-        self.round, self.t, self.pool = 0, 0, ThreadPoolExecutor(1, 'chronomem-delays')
+        self.round = self.t = 0
+        self.pool = ThreadPoolExecutor(1, 'chronomem-delays')
         self._plant()
 
 # %% ../../nbs/90a_watching.ipynb #delays-live
@@ -53,12 +57,16 @@ def _write(self:Delays, texts): self.state, *_ = self.model.write(self.state, te
 @patch
 def _plant(self:Delays):
     "Begin a round"
-    self.lives, self.t, self.state = episodes(self.n, self.seed+self.round), 0, self.model.lm.memory.init(self.n)
-    for k in KINDS: self._write([self.model.encode(self.model.message(e[k].text, 'user')) for e in self.lives])
+    self.lives = episodes(self.n, self.seed+self.round)
+    self.t, self.state = 0, self.model.lm.memory.init(self.n)
+    for k in KINDS:
+        told = [self.model.message(e[k].text, 'user') for e in self.lives]
+        self._write([self.model.encode(text) for text in told])
 
+# %% ../../nbs/90a_watching.ipynb #delays-step
 @patch
 def live(self:Delays,
-    ids  # Of what is read; all lives read the same
+    ids:list # Of what is read; all lives read the same
 ):
     "One inference of each life; at a delay, they are asked"
     self._write([ids]*self.n)
@@ -70,9 +78,11 @@ def live(self:Delays,
 
 @patch
 def _ask(self:Delays, round, t, state, lives):
+    "In the other thread: how many of each kind are right"
     try: found = probe(self.model, state, lives)
     except Exception as e: return self.tell(dict(error=e))
-    self.tell(dict(round=round, delay=t, right={k: sum(v) for k, v in found.items()}, of=len(lives)))
+    right = {k: sum(ok) for k, ok in found.items()}
+    self.tell(dict(round=round, delay=t, right=right, of=len(lives)))
 
 @patch
 def close(self:Delays): self.pool.shutdown(cancel_futures=True)
@@ -81,18 +91,19 @@ def close(self:Delays): self.pool.shutdown(cancel_futures=True)
 class RungSync:
     "Running correlation of each pair of rungs: a few numbers of their latents, all pairs across"
     def __init__(self,
-        shapes:dict,      # Rung → (slots, width)
-        n:int=8,          # Numbers of each rung
-        half_life=20.     # Inferences
+        shapes:dict,         # Rung → (slots, width)
+        n:int=8,             # Numbers of each rung
+        half_life:float=20.  # Inferences
     ):
-        self.n, self.names = n, [*itertools.combinations(shapes, 2)]
+        self.n, self.names, self.sync = n, [*itertools.combinations(shapes, 2)], None
+        if not self.names: return
         at = {r: torch.arange(i*n, (i+1)*n) for i, r in enumerate(shapes)}
-        both = [torch.cartesian_prod(at[a], at[b]).T for a, b in self.names]
-        self.sync = Sync(torch.cat(both, 1), n*len(shapes), 'correlation') if both else None
-        if both:
-            torch.nn.init.constant_(self.sync.decay, .6931/half_life)
-            self.state = self.sync.init(1)
+        pairs = [torch.cartesian_prod(at[a], at[b]).T for a, b in self.names]   # each [2,n·n]
+        self.sync = Sync(torch.cat(pairs, 1), n*len(shapes), 'correlation')
+        torch.nn.init.constant_(self.sync.decay, .6931/half_life)
+        self.state = self.sync.init(1)
 
+# %% ../../nbs/90a_watching.ipynb #see
 @patch
 @torch.no_grad()
 def see(self:RungSync,
@@ -100,19 +111,24 @@ def see(self:RungSync,
 ) -> dict: # 'rung–rung' → mean absolute correlation
     "Take one inference in"
     if self.sync is None: return {}
-    parts = [r['z'].float().mean(1)[:, :self.n].cpu() for r in state.rungs.values()]
-    z = torch.cat([torch.nn.functional.pad(p, (0, self.n-p.shape[1])) for p in parts], 1)
-    self.state, s = self.sync(self.state, z)
-    return dict(zip(('–'.join(p) for p in self.names), s.abs().view(len(self.names), -1).mean(1).tolist()))
+    felt = []
+    for r in state.rungs.values():
+        z = r['z'].float().mean(1)[:, :self.n].cpu()     # [1,n], or fewer if the rung is narrow
+        felt.append(torch.nn.functional.pad(z, (0, self.n-z.shape[1])))
+    self.state, s = self.sync(self.state, torch.cat(felt, 1))   # [1,pairs·n·n]
+    mean = s.abs().view(len(self.names), -1).mean(1)     # [pairs]
+    names = ['–'.join(pair) for pair in self.names]
+    return dict(zip(names, mean.tolist()))
 
 # %% ../../nbs/90a_watching.ipynb #heard
 def heard_sync(
-    system,   # `ChronoSystem`
+    system,   # A `ChronoSystem`
     n:int=24  # Pairs shown
-):            # For `TrainingRun(sync=...)`
+) -> Callable: # For `TrainingRun(sync=...)`
     "The synchronisation of a system's subconscious"
     def now():
         felt = getattr(system, 'felt', None)
         if felt is None: return 'the subconscious', {}
-        return 'the subconscious', {f'pair {i}': float(v) for i, v in enumerate(felt.sync.reshape(-1)[:n])}
+        first = felt.sync.reshape(-1)[:n].tolist()
+        return 'the subconscious', {f'pair {i}': v for i, v in enumerate(first)}
     return now
