@@ -8,6 +8,7 @@ __all__ = ['SPLITS', 'SENTENCES', 'FACT_STEPS', 'ARMS', 'said', 'right', 'probe'
 
 # %% ../../nbs/84_demo.ipynb #imports
 import contextlib, json, os, random, re, signal, subprocess, sys, time, warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -16,7 +17,7 @@ from ..backbone.model import _asset, _use
 from ..backbone.reader import read_answers
 from ..learn.data import prose
 from ..learn.evaluate import interval
-from ..learn.life import KINDS, episodes
+from ..learn.life import KINDS, Told, episodes
 from . import memories
 from .ask import ChronoModel, _as_asked, _ladder_off
 from .secrets import SECRETS, ask_secrets, can_keep_secrets, keep_secrets
@@ -24,76 +25,113 @@ from ..then.keys import BM25
 
 # %% ../../nbs/84_demo.ipynb #score
 def said(
-    told,      # What was told
+    told:Told, # What was told
     text:str   # The answer
 ) -> str:      # Which option, or which digits
     "What an answer says, in a word"
-    if told.kind == 'passkey': return (re.findall(r'\d+', text) or [''])[0]
-    at = {o: m.start() for o in told.options if (m := re.search(rf'\b{re.escape(o)}\b', text, re.I))}
+    if told.kind == 'passkey':
+        digits = re.findall(r'\d+', text)
+        return digits[0] if digits else ''
+    found = {o: re.search(rf'\b{re.escape(o)}\b', text, re.I) for o in told.options}
+    at = {o: m.start() for o, m in found.items() if m}
     return min(at, key=at.get, default=told.options[0])
 
-def right(told, text) -> bool: return said(told, text) == told.answer.removeprefix('the ')
+def right(
+    told:Told, # What was told
+    text:str   # The answer
+) -> bool:
+    "Does an answer say what was told?"
+    return said(told, text) == told.answer.removeprefix('the ')
 
 # %% ../../nbs/84_demo.ipynb #helpers
 def _people(model, home, n): return [model.session(f'demo-{i}', home) for i in range(n)]
 
 def _prose(n, seed):
-    "Short sentences of prose"
-    return [s for s in prose(1000, seed, 'pydoc') if len(s) <= 100] if n else []
+    "Short sentences of prose; none if none are asked for"
+    if not n: return []
+    return [s for s in prose(1000, seed, 'pydoc') if len(s) <= 100]
 
+def _say_now(model, state, rows, base):
+    "Answers to encoded questions; by the language model alone if `base`"
+    if not base: return model.answer(state, rows, max_new_tokens=10)
+    with model.lm.plain(): return model.answer(model.lm.memory.init(len(rows)), rows, max_new_tokens=10)
+
+# %% ../../nbs/84_demo.ipynb #probe
 def probe(
-    model,       # ChronoModel
-    state,       # Memory of as many sessions as there are episodes
-    lives:list,  # From `episodes`
-    base=False   # The language model alone
-) -> dict:       # Kind -> one bool per life
+    model:ChronoModel, # Answers
+    state,             # `LadderState` of as many sessions as there are episodes
+    lives:list,        # From `episodes`
+    base:bool=False    # The language model alone
+) -> dict:             # Kind -> one bool per life
     "The three moments, in one batch per kind"
-    def answers(k):
+    out = {}
+    for k in KINDS:
         rows = [model.encode(model.chat(e[k].ask)) for e in lives]
-        if not base: return model.answer(state, rows, max_new_tokens=10)
-        with model.lm.plain(): return model.answer(model.lm.memory.init(len(rows)), rows, max_new_tokens=10)
-    return {k: [right(e[k], a if isinstance(a, str) else a[0]) for e, a in zip(lives, answers(k))] for k in KINDS}
+        answers = _say_now(model, state, rows, base)
+        texts = [a if isinstance(a, str) else a[0] for a in answers]
+        out[k] = [right(e[k], a) for e, a in zip(lives, texts)]
+    return out
 
 # %% ../../nbs/84_demo.ipynb #live
 def live(
-    model, home, lives, inferences:int, seed:int=0,
-    delays=(10, 50, 100),  # When to look ahead
-    tell=print             # Gets a dict after each inference
-):
-    "Tell each person's things once, then stream prose; yields after every inference"
+    model:ChronoModel,           # Lives
+    home:str|Path|None,          # Directory of the sessions
+    lives:list,                  # From `episodes`
+    inferences:int,              # Sentences of prose
+    seed:int=0,                  # Of the prose and of the order in which things are told
+    delays:tuple=(10, 50, 100),  # When to look ahead
+    tell:Callable=print          # Gets a dict after each inference
+) -> list:                       # The open sessions
+    "Tell each person's things once, then stream prose"
     people, bank, rng = _people(model, home, len(lives)), _prose(inferences, seed), random.Random(seed)
-    for k in rng.sample(KINDS, len(KINDS)): model.ingest_batch(people, [e[k].text for e in lives], role='user')
-    start, wrote = time.perf_counter(), []
+    for k in rng.sample(KINDS, len(KINDS)):
+        model.ingest_batch(people, [e[k].text for e in lives], role='user')
+    start = time.perf_counter()
     for t in range(1, inferences+1):
         w = model.ingest_batch(people, [rng.choice(bank) for _ in people])
-        wrote.append([sum(x.wrote[n] > 0 for x in w)/len(w) for n in w[0].wrote])
-        found = probe(model, torch.cat([p.state for p in people]), lives) if t in delays else None
-        tell(dict(done=t, of=inferences, wrote=wrote[-1], recall={k: interval(torch.tensor(v)) for k, v in found.items()} if found else None))
+        wrote = [sum(x.wrote[n] > 0 for x in w)/len(w) for n in w[0].wrote]
+        recall = _ahead(model, people, lives) if t in delays else None
+        tell(dict(done=t, of=inferences, wrote=wrote, recall=recall))
     for p in people: p.save()
-    tell(dict(saved=True, seconds=(time.perf_counter()-start)/inferences/len(people), rungs=[*w[0].wrote]))
+    seconds = (time.perf_counter()-start)/inferences/len(people)
+    tell(dict(saved=True, seconds=seconds, rungs=[*w[0].wrote]))
     return people
+
+def _ahead(model, people, lives):
+    "What would be answered now: kind -> mean and interval"
+    found = probe(model, torch.cat([p.state for p in people]), lives)
+    return {k: interval(torch.tensor(v)) for k, v in found.items()}
 
 # %% ../../nbs/84_demo.ipynb #answer
 def answer(
-    model, home, lives, inferences:int
-) -> dict:
+    model:ChronoModel,  # Opens the sessions
+    home:str|Path|None, # Directory of the sessions, as `live` left it
+    lives:list,         # As they were lived
+    inferences:int      # As many as were lived
+) -> dict:              # results: kind → column → mean and interval; state_bytes; age
     "Open the sessions again and compare the three columns"
-    people = _people(model, home, len(lives))
-    young = [p.t for p in people if p.t < inferences+len(KINDS)]
-    if young: raise RuntimeError(f'{home}: expected sessions of {inferences+len(KINDS)} inferences, found one of {min(young)}')
+    people, least = _people(model, home, len(lives)), inferences+len(KINDS)
+    young = [p.t for p in people if p.t < least]
+    if young: raise RuntimeError(f'{home}: expected sessions of {least} inferences, found one of {min(young)}')
     state, empty = torch.cat([p.state for p in people]), model.lm.memory.init(len(people))
-    columns = dict(chronomem=probe(model, state, lives), wiped=probe(model, empty, lives), stateless=probe(model, empty, lives, base=True))
-    results = {k: {c: [float(x) for x in interval(torch.tensor(v[k]))] for c, v in columns.items()} for k in KINDS}
+    columns = dict(
+        chronomem=probe(model, state, lives),
+        wiped=probe(model, empty, lives),
+        stateless=probe(model, empty, lives, base=True))
+    results = {k: {c: _interval(v[k]) for c, v in columns.items()} for k in KINDS}
     out = dict(results=results, state_bytes=people[0].stats()['state_bytes'], age=people[0].t)
     for p in people: p.close()
     return out
+
+def _interval(ok): return [float(x) for x in interval(torch.tensor(ok))]
 
 # %% ../../nbs/84_demo.ipynb #holds
 SPLITS = ('open', 'sealed')
 
 def _holds(words, text):
     "Does a text hold one of these, as whole words?"
-    return any(re.search(rf'(?<!\w){re.escape(w)}(?!\w)', text, re.I) for w in words)
+    patterns = [rf'(?<!\w){re.escape(w)}(?!\w)' for w in words]
+    return any(re.search(p, text, re.I) for p in patterns)
 
 # %% ../../nbs/84_demo.ipynb #fact
 @dataclass(frozen=True)
@@ -111,31 +149,44 @@ class Fact:
     beside: str = ''    # A later remark on the same thing, which doesn't change it
     later: str = ''     # What corrects it, in words that don't name the old answer; '': it can't change
     changed: tuple = () # The accepted words from then on
-    def __post_init__(self):
-        def need(name, ok, expected):
-            if not ok: raise ValueError(f'fact {self.id!r}, {name}: got {getattr(self, name)!r}, expected {expected}')
-        need('split', self.split in SPLITS, 'open or sealed')
-        for k in ('kind', 'told', 'ask', 'near'): need(k, isinstance(getattr(self, k), str) and getattr(self, k).strip(), 'a text')
-        need('answer', self.answer and all(a and a == a.lower().strip() for a in self.answer), 'words in lower case')
-        need('options', len(set(self.options)) == 4, 'four different ones')
-        need('right', self.right in range(4), '0 to 3')
-        need('options', [_holds(self.answer, o) for o in self.options] == [i == self.right for i in range(4)], 'accepted words in the right one, and in no other')
-        for k in ('ask', 'near', 'beside', 'later'): need(k, not _holds(self.answer, getattr(self, k)), 'none of the accepted words')
-        need('changed', bool(self.later) == bool(self.changed) and (not self.later or _holds(self.changed, self.later)), 'words that stand in what corrects it')
+    def __post_init__(self): _check(self)
+
+# %% ../../nbs/84_demo.ipynb #fact-check
+def _check(f):
+    "Is a fact of a shape that can be judged?"
+    def need(name, ok, expected):
+        if not ok: raise ValueError(f'fact {f.id!r}, {name}: got {getattr(f, name)!r}, expected {expected}')
+    need('split', f.split in SPLITS, 'open or sealed')
+    for k in ('kind', 'told', 'ask', 'near'):
+        text = getattr(f, k)
+        need(k, isinstance(text, str) and text.strip(), 'a text')
+    need('answer', f.answer and all(a and a == a.lower().strip() for a in f.answer), 'words in lower case')
+    need('options', len(set(f.options)) == 4, 'four different ones')
+    need('right', f.right in range(4), '0 to 3')
+    holds = [_holds(f.answer, o) for o in f.options]
+    need('options', holds == [i == f.right for i in range(4)], 'accepted words in the right one, and in no other')
+    for k in ('ask', 'near', 'beside', 'later'):
+        need(k, not _holds(f.answer, getattr(f, k)), 'none of the accepted words')
+    corrects = not f.later or _holds(f.changed, f.later)
+    need('changed', bool(f.later) == bool(f.changed) and corrects, 'words that stand in what corrects it')
 
 # %% ../../nbs/84_demo.ipynb #facts
 def facts(
-    split:str=None # 'open' or 'sealed'; None: both
-) -> list:         # Of `Fact`
+    split:str|None=None # 'open' or 'sealed'; None: both
+) -> list:              # Of `Fact`
     "What a person might tell, read from the package and checked"
     if split not in (None, *SPLITS): raise ValueError(f"split: got {split!r}, expected None, 'open' or 'sealed'")
-    found = [Fact(**f | dict(answer=tuple(f['answer']), options=tuple(f['options']), changed=tuple(f.get('changed', ())))) for f in json.loads(_asset('facts.json').read_text(encoding='utf8'))]
+    found = [_fact(**row) for row in json.loads(_asset('facts.json').read_text(encoding='utf8'))]
     if len({f.id for f in found}) < len(found): raise ValueError('facts.json: expected each id once')
     return [f for f in found if split in (None, f.split)]
 
+def _fact(answer, options, changed=(), **kw):
+    "JSON has lists where a fact has tuples"
+    return Fact(answer=tuple(answer), options=tuple(options), changed=tuple(changed), **kw)
+
 # %% ../../nbs/84_demo.ipynb #says
 def says(
-    fact:Fact,
+    fact:Fact, # What was asked about
     text:str   # The answer
 ) -> bool:
     "Does an answer hold an accepted word, without naming all the other options too?"
@@ -145,50 +196,60 @@ def says(
 # %% ../../nbs/84_demo.ipynb #reply
 def _reply(model, text):
     "The ids with which the model would say this, up to the end of its turn"
-    whole, asked = (model.encode(model.chat('?', bot)) for bot in (text, None))
-    ids = whole[len(asked):] if whole[:len(asked)] == asked else model.encode(text)[len(model.head):]
-    return ids[:next((i for i, t in enumerate(ids) if t in model.stop), len(ids))]
+    whole, asked = model.encode(model.chat('?', text)), model.encode(model.chat('?', None))
+    if whole[:len(asked)] == asked: ids = whole[len(asked):]
+    else: ids = model.encode(text)[len(model.head):]
+    stops = (i for i, t in enumerate(ids) if t in model.stop)
+    return ids[:next(stops, len(ids))]
 
 def _rank(model, states, prompts, replies):
-    "One pass of `rank`"
-    n, flat = len(replies[0]), [r for row in replies for r in row]
-    ids, mask = model.pad([p+r for p, row in zip(prompts, replies) for r in row])
+    "One pass of `rank`: [N] states, N prompts, N rows of K replies -> [N,K]"
+    k, flat = len(replies[0]), [r for row in replies for r in row]     # N·K replies
+    ids, mask = model.pad([p+r for p, row in zip(prompts, replies) for r in row])   # [N·K,T]
     labels = torch.full_like(ids, -100)
     for i, r in enumerate(flat): labels[i, -len(r):] = ids[i, -len(r):]
     with _use(model) as lm:
-        soft = [x.repeat_interleave(n, 0) for x in lm.recall(states, *model.pad(prompts))]
-        at, loss, _ = lm.answers(ids, mask, labels, *soft)
-    total = loss.new_zeros(at.shape).index_put((at,), -loss).sum(1)
-    return (total/at.sum(1)).view(-1, n)
+        soft = [x.repeat_interleave(k, 0) for x in lm.recall(states, *model.pad(prompts))]
+        at, loss, _ = lm.answers(ids, mask, labels, *soft)             # where labels are, and the loss there
+    total = loss.new_zeros(at.shape).index_put((at,), -loss).sum(1)    # [N·K]
+    return (total/at.sum(1)).view(-1, k)
 
 # %% ../../nbs/84_demo.ipynb #rank
 def rank(
-    model,         # ChronoModel
-    states,        # [N] memories
-    prompts:list,  # Ids of N prompts at whose end the model replies
-    options:list,  # N lists of as many texts each
-    batch:int=16   # Prompts in one pass
-) -> torch.Tensor: # [N,K]
+    model:ChronoModel, # Ranks
+    states,            # [N] memories
+    prompts:list,      # Ids of N prompts at whose end the model replies
+    options:list,      # N lists of as many texts each
+    batch:int=16       # Prompts in one pass
+) -> torch.Tensor:     # [N,K]
     "Mean log-probability per token of each option as the reply"
-    if not len(states.t) == len(prompts) == len(options): raise ValueError(f'options: got {len(options)}, expected one list for each of {len(prompts)} prompts and {len(states.t)} states')
-    if len({len(o) for o in options}) != 1: raise ValueError(f'options: expected as many for each prompt, got {[len(o) for o in options]}')
-    replies, parts = [[_reply(model, o) for o in row] for row in options], range(0, len(prompts), batch)
-    return torch.cat([_rank(model, states[i:i+batch], prompts[i:i+batch], replies[i:i+batch]) for i in parts])
+    n = len(prompts)
+    if not len(states.t) == n == len(options):
+        expected = f'expected one list for each of {n} prompts and {len(states.t)} states'
+        raise ValueError(f'options: got {len(options)}, {expected}')
+    many = [len(o) for o in options]
+    if len(set(many)) != 1: raise ValueError(f'options: expected as many for each prompt, got {many}')
+    replies, parts = [[_reply(model, o) for o in row] for row in options], []
+    for i in range(0, n, batch):
+        some = slice(i, i+batch)
+        parts.append(_rank(model, states[some], prompts[some], replies[some]))
+    return torch.cat(parts)
 
 # %% ../../nbs/84_demo.ipynb #tell-facts
 SENTENCES, _TELLER = 300, 'demo-facts'
 FACT_STEPS = 40 + SENTENCES + 5*40  # told and asked, for a progress bar
 
 def tell_facts(
-    model,                   # ChronoModel
-    home,                    # Directory of the sessions
+    model:ChronoModel,       # Lives
+    home:str|Path|None,      # Directory of the sessions
     sentences:int=SENTENCES, # Of prose, among which the facts are told
     seed:int=0,              # Of the choice of sentences and of the order
-    tell=print               # Gets a dict after each inference
+    tell:Callable=print      # Gets a dict after each inference
 ):                           # The open session
     "Tell one person's session all facts, once each, among prose"
     rng, known = random.Random(seed), facts()
-    texts = [f.told for f in known] + rng.sample([*dict.fromkeys(_prose(1, seed))], sentences)
+    bank = [*dict.fromkeys(_prose(1, seed))]   # each sentence once
+    texts = [f.told for f in known] + rng.sample(bank, sentences)
     s = model.session(_TELLER, home)
     for i, text in enumerate(rng.sample(texts, len(texts)), 1):
         s.ingest(text, role='user')
@@ -202,9 +263,13 @@ ARMS = ('none', 'usual', 'ladder', 'traces', 'both')
 
 def _judge(model, known, states, prompts, traces, by):
     "One bool per fact"
-    if by == 'options': return [b == f.right for b, f in zip(rank(model, states, prompts, [f.options for f in known]).argmax(1).tolist(), known)]
-    parts = range(0, len(known), 8)
-    texts = [t for i in parts for t in read_answers(model, states[i:i+8], prompts[i:i+8], traces[i:i+8], max_new_tokens=24)]
+    if by == 'options':
+        best = rank(model, states, prompts, [f.options for f in known]).argmax(1)   # [N]
+        return [b == f.right for b, f in zip(best.tolist(), known)]
+    texts = []
+    for i in range(0, len(known), 8):
+        some = slice(i, i+8)
+        texts += read_answers(model, states[some], prompts[some], traces[some], max_new_tokens=24)
     return [says(f, t) for f, t in zip(known, texts)]
 
 def _by_words(s, known):
@@ -216,37 +281,46 @@ def _by_words(s, known):
         best = told[max(range(len(told)), key=scores.__getitem__)]
         with _as_asked(s.model, True): yield s.model.lm.init(1), s.model.noted(f.near, [best]), [best]
 
+# %% ../../nbs/84_demo.ipynb #arm
 def _arm(model, home, arm, known, by, least):
     "Right or wrong, and found or not, for each fact"
-    with model.session(_TELLER, home, recall='none' if arm == 'usual' else arm) as s:
+    usual = arm == 'usual'
+    with model.session(_TELLER, home, recall='none' if usual else arm) as s:
         if s.t < least: raise RuntimeError(f'{home}: expected a session of {least} inferences, found one of {s.t}')
-        states, prompts, traces = zip(*(_by_words(s, known) if arm == 'usual' else (s.prompt(f.near) for f in known)))
+        asked = _by_words(s, known) if usual else (s.prompt(f.near) for f in known)
+        states, prompts, traces = zip(*asked)
     with _as_asked(model, _ladder_off(s)): ok = _judge(model, known, torch.cat(states), prompts, traces, by)
-    return ok, [any(f.told in t.text for t in found) for f, found in zip(known, traces)]
+    found = [any(f.told in t.text for t in shown) for f, shown in zip(known, traces)]
+    return ok, found
 
 # %% ../../nbs/84_demo.ipynb #ask-facts-all
 def _by_split(known, ok):
     "Mean and interval, for each split that was asked"
-    splits = {s: [o for o, f in zip(ok, known) if f.split == s] for s in SPLITS}
-    return {s: [float(x) for x in interval(torch.tensor(v))] for s, v in splits.items() if v}
+    out = {}
+    for s in SPLITS:
+        own = [o for o, f in zip(ok, known) if f.split == s]
+        if own: out[s] = _interval(own)
+    return out
 
+# %% ../../nbs/84_demo.ipynb #ask-facts-run
 def ask_facts(
-    model,                   # ChronoModel
-    home,                    # As told
-    by:str='options',        # 'options': which of four is the likeliest reply; 'words': what the answer says
-    split:str=None,          # 'open' or 'sealed'; None: both
-    sentences:int=SENTENCES, # As told
-    tell=lambda row: None    # Gets a dict after each arm
-) -> dict:
+    model:ChronoModel,             # Answers
+    home:str|Path|None,            # As told
+    by:str='options',              # 'options': which of four is the likeliest reply; 'words': what the answer says
+    split:str|None=None,           # 'open' or 'sealed'; None: both
+    sentences:int=SENTENCES,       # As told
+    tell:Callable=lambda row: None # Gets a dict after each arm
+) -> dict:                         # results: split → arm → mean and interval; found, by, told, sentences
     "Open the session again and ask about each fact, in five arms"
     if by not in ('options', 'words'): raise ValueError(f"by: got {by!r}, expected 'options' or 'words'")
     known, least, arms = facts(split), len(facts())+sentences, {}
     for arm in ARMS:
         arms[arm] = _arm(model, home, arm, known, by, least)
         tell(dict(arm=arm, asked=len(known)))
-    results = {a: _by_split(known, ok) for a, (ok, _) in arms.items()}
-    results = {s: {a: results[a][s] for a in ARMS} for s in SPLITS if split in (None, s)}
-    return dict(results=results, found=_by_split(known, arms['traces'][1]), by=by, told=len(facts()), sentences=sentences)
+    by_arm = {a: _by_split(known, ok) for a, (ok, _) in arms.items()}
+    results = {s: {a: by_arm[a][s] for a in ARMS} for s in SPLITS if split in (None, s)}
+    found = _by_split(known, arms['traces'][1])
+    return dict(results=results, found=found, by=by, told=len(facts()), sentences=sentences)
 
 # %% ../../nbs/84_demo.ipynb #phase
 def _say(row): print(json.dumps(row), flush=True)
@@ -261,25 +335,42 @@ def _load(model):
     except (ValueError, OSError, ImportError, RuntimeError): raise
     except Exception as e: raise RuntimeError(f'{model} could not be loaded ({type(e).__name__}: {e})') from e
 
+# %% ../../nbs/84_demo.ipynb #phases
 def _read_on(model, people, seed):
     "Read prose until somebody ends it"
     more = _prose(1, seed+1)
     while True: model.ingest_batch(people, [random.choice(more) for _ in people])
 
 def _told(model, home, seed):
-    "Facts that were told, and secrets that weren't"
-    kept = keep_secrets(model, home, seed=seed, sentences=_prose(1, seed)[:4]) if can_keep_secrets(model) else []
+    "Sessions of facts that were told, and of secrets that weren't"
+    kept = []
+    if can_keep_secrets(model): kept = keep_secrets(model, home, seed=seed, sentences=_prose(1, seed)[:4])
     return [*kept, tell_facts(model, home, seed=seed, tell=_say)]
 
+def _asked(model, home, by, seed):
+    "Facts, and secrets if the model keeps any"
+    out = ask_facts(model, home, by, tell=_say)
+    secrets = ask_secrets(model, home, seed=seed) if can_keep_secrets(model) else None
+    return out | dict(secrets=secrets)
+
 def _phase(name, model, home, n, inferences, seed):
-    m = _load(model)
+    m, by = _load(model), 'options' if model == 'default' else 'words'
     if name == 'answer': return _say(answer(m, home, episodes(n, seed), inferences))
-    if name == 'ask': return _say(ask_facts(m, home, 'options' if model == 'default' else 'words', tell=_say) | dict(secrets=ask_secrets(m, home, seed=seed) if can_keep_secrets(m) else None))
-    people = live(m, home, episodes(n, seed), inferences, seed, tell=_say) if name == 'live' else _told(m, home, seed)
+    if name == 'ask': return _say(_asked(m, home, by, seed))
+    if name == 'live': people = live(m, home, episodes(n, seed), inferences, seed, tell=_say)
+    else: people = _told(m, home, seed)
     _read_on(m, people, seed)
 
-def phase(name:str, model:str, home:str, n:int, inferences:int, seed:int):
-    "What a child process does: 'live' or 'tell', until it is killed, and then 'answer' or 'ask'"
+# %% ../../nbs/84_demo.ipynb #phase-run
+def phase(
+    name:str,       # 'live' or 'tell', until it is killed; 'answer' or 'ask'
+    model:str,      # What `from_pretrained` takes
+    home:str,       # Directory of the sessions
+    n:int,          # People
+    inferences:int, # Sentences of prose
+    seed:int        # Of everything
+):
+    "What a child process does"
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         try: _phase(name, model, home, n, inferences, seed)
@@ -296,9 +387,11 @@ threading.Thread(target=lambda: os.read(0, 1) or os._exit(1), daemon=True).start
 @contextlib.contextmanager
 def _child(name, *args):
     "A process that runs a phase, and is gone at the end"
-    code = f'{_ORPHAN}from chronomem.live.demo import phase; phase({name!r}, {", ".join(map(repr, args))})'
+    given = ', '.join(map(repr, (name, *args)))
+    code = f'{_ORPHAN}from chronomem.live.demo import phase; phase({given})'
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     apart = dict(process_group=0) if os.name == 'posix' else {}
-    p = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **apart)
+    p = subprocess.Popen([sys.executable, '-c', code], **pipes, **apart)
     try: yield p
     finally:
         p.kill()
@@ -306,6 +399,7 @@ def _child(name, *args):
         p.stdin.close()
         p.stdout.close()
 
+# %% ../../nbs/84_demo.ipynb #child-lines
 def _lines(p):
     "What a child says; its mistakes are raised here"
     for l in p.stdout:
@@ -314,7 +408,8 @@ def _lines(p):
         if 'error' in row: raise RuntimeError(row['error'])
         if 'warning' in row: warnings.warn(row['warning'], stacklevel=2)
         else: yield row
-    if p.wait() not in (0, -signal.SIGKILL): raise RuntimeError(f'a process of the demo ended with exit code {p.returncode}; its message stands above')
+    if p.wait() in (0, -signal.SIGKILL): return
+    raise RuntimeError(f'a process of the demo ended with exit code {p.returncode}; its message stands above')
 
 # %% ../../nbs/84_demo.ipynb #demo
 def _lived(name, args, progress):
@@ -337,17 +432,19 @@ def _woken(name, args, progress=lambda row: None):
             if 'arm' in row: progress(row)
     return row
 
+# %% ../../nbs/84_demo.ipynb #demo-run
 def demo(
     model:str='default',       # What `ChronoModel.from_pretrained` takes
-    home=None,                 # Directory of the sessions; must not hold a demo yet
+    home:str|Path|None=None,   # Directory of the sessions; must not hold a demo yet
     episodes:int=52,           # People; multiples of 4 are balanced
     inferences:int=300,        # Sentences of prose between telling and asking
-    seed:int=0,
-    progress=lambda row: None, # Gets each progress report
+    seed:int=0,                # Of lives, prose and the order of both
+    progress:Callable=lambda row: None, # Gets each progress report
     facts:bool=True            # The second and third table too?
 ) -> dict:                     # Results, and what the plots need
     "Live, kill, wake up, compare"
-    if episodes < 1 or inferences < 1: raise ValueError(f'episodes and inferences: expected at least 1, got {episodes} and {inferences}')
+    if episodes < 1 or inferences < 1:
+        raise ValueError(f'episodes and inferences: expected at least 1, got {episodes} and {inferences}')
     args = model, str(home), episodes, inferences, seed
     rows, saved = _lived('live', args, progress)
     out = _woken('answer', args)
@@ -356,5 +453,7 @@ def demo(
         _lived('tell', args, progress)
         asked = _woken('ask', args, progress)
         second = dict(secrets=asked.pop('secrets', None), facts=asked)
-    shape = dict(episodes=episodes, inferences=inferences, state_bytes=out['state_bytes'], seconds_per_inference=saved['seconds'], model=model)
-    return dict(results=out['results'], **shape, rungs=saved['rungs'], wrote=[r['wrote'] for r in rows], recall={r['done']: r['recall'] for r in rows if r['recall']}, **second)
+    shape = dict(episodes=episodes, inferences=inferences, state_bytes=out['state_bytes'])
+    shape |= dict(seconds_per_inference=saved['seconds'], model=model, rungs=saved['rungs'])
+    recall = {r['done']: r['recall'] for r in rows if r['recall']}
+    return dict(results=out['results'], **shape, wrote=[r['wrote'] for r in rows], recall=recall, **second)
