@@ -14,38 +14,47 @@ from .dashboard import TrainingRun
 from ..core import require
 
 # %% ../../nbs/91a_panels.ipynb #page-class
-SLIDERS = dict(
-    rate=('learning rate', 'log', -5, -1, .1, '.1e'), anchor=('KL to the base, anchor text', '', 0, 8, .25, '.2f'),
-    stream_kl=('KL to the base, stream', '', 0, 2, .05, '.2f'), decay=('decay to the first weights', '', 0, .05, .001, '.3f'),
-    margin=('promotion threshold', '', 1, 4, .05, '.2f'), look=('temperature of reading', '', .05, 2, .05, '.2f'),
+SLIDERS = dict(   # setting: name, scale, lowest, highest, step, format
+    rate=('learning rate', 'log', -5, -1, .1, '.1e'),
+    anchor=('KL to the base, anchor text', '', 0, 8, .25, '.2f'),
+    stream_kl=('KL to the base, stream', '', 0, 2, .05, '.2f'),
+    decay=('decay to the first weights', '', 0, .05, .001, '.3f'),
+    margin=('promotion threshold', '', 1, 4, .05, '.2f'),
+    look=('temperature of reading', '', .05, 2, .05, '.2f'),
     temperature=('temperature of answers', '', 0, 1.5, .05, '.2f'))
 
+# %% ../../nbs/91a_panels.ipynb #page-init
 class Dashboard:
     "A page that shows a run and steers it"
     def __init__(self,
-        run:TrainingRun,
+        run:TrainingRun, # Shown and steered; it goes on without the page
         every:float=.5   # Seconds between two looks, at least
     ):
         require('app', 'anywidget')
         self.w, self.run, self.every, self.closed = require('app', 'ipywidgets'), run, every, False
-        self._all, self._seen, self._shown, self._pending, self._look, self._found = [], -1, None, [], None, None
+        self._all = []                      # widgets, to be closed
+        self._seen, self._shown = -1, None  # version and settings of the run that are on the page
+        self._pending = []                  # (question, future) without an answer
+        self._look = self._found = None     # futures: of the rungs, of a search
         self._lock = threading.RLock()
         self.figures = {k: self._own(go.FigureWidget(f(run))) for k, f in FIGURES.items()}
         self.page = self._build()
         self.draw()
-    def _own(self, widget, css=''):
-        self._all.append(widget)
-        if css: widget.add_class(f'cm-{css}')
-        return widget
-    def _html(self, css='', text=''): return self._own(self.w.HTML(text), css)
     def _repr_mimebundle_(self, **kw): return self.page._repr_mimebundle_(**kw)
 
-# %% ../../nbs/91a_panels.ipynb #buttons
+# %% ../../nbs/91a_panels.ipynb #own
 @patch
-def _button(self:Dashboard, name, icon, f, style=''):
-    b = self._own(self.w.Button(description=name.capitalize(), icon=icon, button_style=style, layout=dict(width='auto')), name.split()[0].lower())
-    b.on_click(lambda _: self._try(f))
-    return b
+def _own(self:Dashboard, widget, css=''):
+    "A widget of this page, closed with it; tests find it by its class"
+    self._all.append(widget)
+    if css: widget.add_class(f'cm-{css}')
+    return widget
+
+@patch
+def _html(self:Dashboard, css='', text=''): return self._own(self.w.HTML(text), css)
+
+# %% ../../nbs/91a_panels.ipynb #buttons
+def _red(text): return f'<span style="color:#b30000">{html.escape(str(text))}</span>'
 
 @patch
 def _try(self:Dashboard, f):
@@ -55,40 +64,77 @@ def _try(self:Dashboard, f):
     except (ValueError, TypeError) as e: self.message.value = _red(e)
     self.draw()
 
-def _red(text): return f'<span style="color:#b30000">{html.escape(str(text))}</span>'
+@patch
+def _button(self:Dashboard, name, icon, f, style=''):
+    b = self.w.Button(description=name.capitalize(), icon=icon, button_style=style, layout=dict(width='auto'))
+    b.on_click(lambda _: self._try(f))
+    css = name.split()[0].lower()
+    return self._own(b, css)
 
+# %% ../../nbs/91a_panels.ipynb #run-buttons
 @patch
 def _buttons(self:Dashboard):
+    "The commands of the run, in a row"
     run = self.run
-    some = dict(start=('play', run.start, 'success'), pause=('pause', run.pause), step=('step-forward', run.step), save=('save', run.save), stop=('stop', lambda: run.stop(0.), 'danger'))
-    self.buttons = {k: self._button(k, icon, f, *style) for k, (icon, f, *style) in some.items()}
+    def stop(): run.stop(0.)
+    self.buttons = dict(
+        start=self._button('start', 'play', run.start, 'success'),
+        pause=self._button('pause', 'pause', run.pause),
+        step=self._button('step', 'step-forward', run.step),
+        save=self._button('save', 'save', run.save),
+        stop=self._button('stop', 'stop', stop, 'danger'))
     return self.w.HBox([*self.buttons.values()], layout=dict(flex_flow='row wrap'))
 
 # %% ../../nbs/91a_panels.ipynb #sliders
+_WIDE = dict(width='96%')
+
 @patch
 def _slider(self:Dashboard, k):
-    name, kind, low, high, step, form = SLIDERS[k]
-    cls = self.w.FloatLogSlider if kind == 'log' else self.w.FloatSlider
-    s = self._own(cls(value=getattr(self.run.settings, k), min=low, max=high, step=step, readout_format=form, continuous_update=False, layout=dict(width='96%')), k)
-    why = self._html('why')
-    self.controls[k], self.whys[k] = s, why
-    return self.w.VBox([self._html(text=f'<b>{name}</b>'), s, why])
+    "A named slider, and below it why it is locked"
+    name, scale, low, high, step, form = SLIDERS[k]
+    kind = self.w.FloatLogSlider if scale == 'log' else self.w.FloatSlider
+    slider = kind(value=getattr(self.run.settings, k), min=low, max=high, step=step,
+        readout_format=form, continuous_update=False, layout=_WIDE)
+    self.controls[k] = self._own(slider, k)
+    self.whys[k] = self._html('why')
+    return self.w.VBox([self._html(text=f'<b>{name}</b>'), self.controls[k], self.whys[k]])
+
+# %% ../../nbs/91a_panels.ipynb #settings
+@patch
+def _ways(self:Dashboard):
+    "How questions are answered"
+    ways, now = ['ladder', 'traces', 'both', 'none'], self.run.settings.recall
+    recall = self.w.Dropdown(options=ways, value=now, layout=_WIDE)
+    learned = self.w.Checkbox(value=False, description='answer with what was learned', indent=False)
+    self.controls['recall'] = self._own(recall, 'recall')
+    self.controls['learned'] = self._own(learned, 'learned')
+    return [self._html(text='<b>answers are made from</b>'), self.controls['recall'], self.controls['learned']]
 
 @patch
 def _settings(self:Dashboard):
-    self.controls, self.whys, w = {}, {}, self.w
-    sliders = [self._slider(k) for k in SLIDERS]
-    self.controls['recall'] = self._own(w.Dropdown(options=['ladder', 'traces', 'both', 'none'], value=self.run.settings.recall, layout=dict(width='96%')), 'recall')
-    self.controls['learned'] = self._own(w.Checkbox(value=False, description='answer with what was learned', indent=False), 'learned')
-    for k, c in self.controls.items(): c.observe(lambda change, k=k: self._changed(k, change['new']), 'value')
+    "All that can be changed, and what is in force"
+    self.controls, self.whys = {}, {}
+    controls = [*map(self._slider, SLIDERS), *self._ways()]
+    for k, c in self.controls.items(): self._watched(k, c)
     self.force, self.whys['cadences'] = self._html('force'), self._html('why')
-    return w.VBox([*sliders, self._html(text='<b>answers are made from</b>'), self.controls['recall'], self.controls['learned'], self._html(text='<b>cadences</b>'), self.whys['cadences'], self._html(text='<b>in force</b>'), self.force])
+    cadences = [self._html(text='<b>cadences</b>'), self.whys['cadences']]
+    force = [self._html(text='<b>in force</b>'), self.force]
+    return self.w.VBox([*controls, *cadences, *force])
+
+# %% ../../nbs/91a_panels.ipynb #changed
+@patch
+def _watched(self:Dashboard, k, control):
+    control.observe(lambda change: self._changed(k, change['new']), 'value')
 
 @patch
 def _changed(self:Dashboard, k, v):
-    if v != getattr(self.run.settings, k): self._try(lambda: self.run.set(**{k: v}))
+    "Somebody moved a control; that the page itself did so changes nothing"
+    if v == getattr(self.run.settings, k): return
+    self._try(lambda: self.run.set(**{k: v}))
 
 # %% ../../nbs/91a_panels.ipynb #talk
+_HALF = dict(flex='1 1 420px', min_width='0')   # of the page, if it is wide enough
+
 @patch
 def _chat(self:Dashboard):
     w = self.w
@@ -96,8 +142,10 @@ def _chat(self:Dashboard):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
         self.question.on_submit(lambda _: self._ask())
-    self.answers, self.send = self._html('answers'), self._button('ask', 'comment', self._ask)
-    return w.VBox([self._html(text='<h3>Chat</h3>'), w.HBox([self.question, self.send]), self.answers], layout=dict(flex='1 1 420px', min_width='0'))
+    self.answers = self._html('answers')
+    self.send = self._button('ask', 'comment', self._ask)
+    head, line = self._html(text='<h3>Chat</h3>'), w.HBox([self.question, self.send])
+    return w.VBox([head, line, self.answers], layout=_HALF)
 
 @patch
 def _ask(self:Dashboard):
@@ -107,16 +155,21 @@ def _ask(self:Dashboard):
     self.question.value = ''
     self.draw()
 
+# %% ../../nbs/91a_panels.ipynb #memory
 @patch
 def _memory(self:Dashboard):
     w = self.w
-    self.search = self._own(w.Text(placeholder='Search what was told; empty: the latest', layout=dict(width='78%')), 'search')
+    hint = 'Search what was told; empty: the latest'
+    self.search = self._own(w.Text(placeholder=hint, layout=dict(width='78%')), 'search')
     self.list = self._own(w.Select(options=[], rows=9, layout=dict(width='98%')), 'list')
-    self.find, self.drop = self._button('look', 'search', self._refresh), self._button('forget this one', 'trash', self._forget, 'warning')
+    self.find = self._button('look', 'search', self._refresh)
+    self.drop = self._button('forget this one', 'trash', self._forget, 'warning')
     self.drop.layout.align_self = 'flex-start'
     self.rungs = self._html('rungs')
-    return w.VBox([self._html(text='<h3>Memory</h3>'), w.HBox([self.search, self.find]), self.list, self.drop, self.rungs], layout=dict(flex='1 1 420px', min_width='0'))
+    head, line = self._html(text='<h3>Memory</h3>'), w.HBox([self.search, self.find])
+    return w.VBox([head, line, self.list, self.drop, self.rungs], layout=_HALF)
 
+# %% ../../nbs/91a_panels.ipynb #memory-commands
 @patch
 def _refresh(self:Dashboard): self._found = self.run.memories(self.search.value)
 
@@ -127,12 +180,18 @@ def _forget(self:Dashboard):
     self._refresh()
 
 # %% ../../nbs/91a_panels.ipynb #build
+_LEFT = dict(flex='0 1 300px', min_width='260px', padding='0 12px 0 0')
+_GRID = dict(grid_template_columns='repeat(auto-fit, minmax(400px, 1fr))', grid_gap='4px',
+    flex='1 1 640px', min_width='0')
+
 @patch
 def _build(self:Dashboard):
+    "The whole page"
     w = self.w
     self.status, self.message, self.problems = self._html('status'), self._html('message'), self._html('problems')
-    left = w.VBox([self._buttons(), self.status, self.message, self.problems, self._settings()], layout=dict(flex='0 1 300px', min_width='260px', padding='0 12px 0 0'))
-    grid = w.GridBox([*self.figures.values()], layout=dict(grid_template_columns='repeat(auto-fit, minmax(400px, 1fr))', grid_gap='4px', flex='1 1 640px', min_width='0'))
+    said = [self.status, self.message, self.problems]
+    left = w.VBox([self._buttons(), *said, self._settings()], layout=_LEFT)
+    grid = w.GridBox([*self.figures.values()], layout=_GRID)
     for f in self.figures.values(): f._config = f._config | dict(responsive=True, displaylogo=False)
     top = w.HBox([left, grid], layout=dict(flex_flow='row wrap'))
     low = w.HBox([self._chat(), self._memory()], layout=dict(flex_flow='row wrap', grid_gap='24px'))
@@ -152,61 +211,99 @@ def draw(self:Dashboard):
         self._draw_status()
         self._draw_settings()
 
+# %% ../../nbs/91a_panels.ipynb #draw-status
+def _status(run):
+    "What the run does, in a line"
+    last = run.rows[-1]['loss'] if run.rows else None
+    loss = '' if last is None else f', loss {last:.2f}'
+    ended = '' if run.alive else ' (reload the page to open it again)'
+    state = f'<b class="cm-state">{run.state}</b>{ended}'
+    return f'{state}: {len(run.lived)} texts, {run.tokens:,} tokens{loss}'
+
 @patch
 def _draw_status(self:Dashboard):
     run = self.run
-    loss = f', loss {run.rows[-1]["loss"]:.2f}' if run.rows and run.rows[-1]['loss'] is not None else ''
-    self.status.value = f'<b class="cm-state">{run.state}</b>{" (reload the page to open it again)" if not run.alive else ""}: {len(run.lived)} texts, {run.tokens:,} tokens{loss}'
-    self.problems.value = '<br>'.join(_red(f'{p["where"]}: {p["error"]}') for p in [*run.problems][-3:])
+    self.status.value = _status(run)
+    latest = [*run.problems][-3:]
+    self.problems.value = '<br>'.join(_red(f'{p["where"]}: {p["error"]}') for p in latest)
     on, ended = run.state == 'running', not run.alive
-    for k, off in dict(start=on or ended, pause=not on, step=on or ended, save=ended, stop=ended).items(): self.buttons[k].disabled = off
+    off = dict(start=on or ended, pause=not on, step=on or ended, save=ended, stop=ended)
+    for k, is_off in off.items(): self.buttons[k].disabled = is_off
     for b in (self.send, self.find, self.drop): b.disabled = ended
 
 # %% ../../nbs/91a_panels.ipynb #draw-settings
-def _grey(text): return f'<div style="color:#666;font-size:11px;line-height:1.3;white-space:normal">{html.escape(text)}</div>'
+_SMALL = 'color:#666;font-size:11px;line-height:1.3;white-space:normal'
+
+def _grey(text): return f'<div style="{_SMALL}">{html.escape(text)}</div>'
 
 @patch
 def _draw_settings(self:Dashboard):
     run, s = self.run, self.run.settings
     for k, why in self.whys.items():
-        if (text := _grey(run.locked.get(k, ''))) != why.value: why.value = text
+        text = _grey(run.locked.get(k, ''))
+        if text != why.value: why.value = text
     for k, c in self.controls.items(): c.disabled = k in run.locked or not run.alive
     if s is self._shown: return
     self._shown = s
     for k, c in self.controls.items(): c.value = getattr(s, k)
-    rows = ''.join(f'<tr><td>{k}&nbsp;</td><td class="cm-now-{k}">{getattr(s, k):.4g}</td></tr>' for k in SLIDERS if k not in run.locked)
-    self.force.value = f'<table style="font-size:12px;line-height:1.3">{rows}</table>'
+    self.force.value = _in_force(run, s)
+
+def _in_force(run, s):
+    free = [k for k in SLIDERS if k not in run.locked]
+    rows = [f'<tr><td>{k}&nbsp;</td><td class="cm-now-{k}">{getattr(s, k):.4g}</td></tr>' for k in free]
+    return f'<table style="font-size:12px;line-height:1.3">{"".join(rows)}</table>'
 
 # %% ../../nbs/91a_panels.ipynb #draw-answers
-def _said(q, a, more=''): return f'<p style="margin:4px 0;line-height:1.35"><b>{html.escape(q)}</b><br>{html.escape(a)}{more}</p>'
+def _said(q, a, more=''):
+    text = f'<b>{html.escape(q)}</b><br>{html.escape(a)}{more}'
+    return f'<p style="margin:4px 0;line-height:1.35">{text}</p>'
+
+_NO_TEXT = dict(ladder="from the ladder's latents; no text was read", none='the model alone')
 
 def _sources(c):
-    if c['sources']: return _grey('read: ' + ' | '.join(s['text'] for s in c['sources']))
-    return _grey(dict(ladder='from the ladder\'s latents; no text was read', none='the model alone').get(c['recall'], 'no text was found'))
+    "What an answer was made from"
+    texts = [s['text'] for s in c['sources']]
+    if texts: return _grey('read: ' + ' | '.join(texts))
+    return _grey(_NO_TEXT.get(c['recall'], 'no text was found'))
 
 @patch
 def _draw_answers(self:Dashboard):
     self._pending = [(q, f) for q, f in self._pending if not f.done()]
-    said = [_said(c['question'], c['answer'], _sources(c)) for c in [*self.run.chats][-6:]] + [_said(q, '…') for q, _ in self._pending]
-    if (new := ''.join(reversed(said))) != self.answers.value: self.answers.value = new
+    said = [_said(c['question'], c['answer'], _sources(c)) for c in [*self.run.chats][-6:]]
+    said += [_said(q, '…') for q, _ in self._pending]
+    new = ''.join(reversed(said))
+    if new != self.answers.value: self.answers.value = new
     if self._found is not None and self._found.done(): self._draw_list()
     if self._look is not None and self._look.done(): self._draw_rungs()
 
+# %% ../../nbs/91a_panels.ipynb #draw-list
 @patch
 def _draw_list(self:Dashboard):
     found, self._found = self._found, None
     if found.exception(): return
-    rows = {m.id: f'{m.t:>5}  {m.role or "–"}  {m.text}'[:110] for m in reversed(found.result())}
-    self.list.options = [(t, i) for i, t in reversed(rows.items())]
+    rows = {}   # id → line; a long text comes in several traces, the first of them wins
+    for m in reversed(found.result()): rows[m.id] = f'{m.t:>5}  {m.role or "–"}  {m.text}'[:110]
+    self.list.options = [(line, id) for id, line in reversed(rows.items())]
+
+# %% ../../nbs/91a_panels.ipynb #draw-rungs
+def _cells(tag, *cells): return '<tr>' + ''.join(f'<{tag}>{c}</{tag}>' for c in cells) + '</tr>'
+
+def _ages(ages): return ', '.join('empty' if a is None else str(a) for a in ages)
+
+_TABLE = '<style>.cm-rungs td,.cm-rungs th{padding:0 14px 0 0;text-align:left}</style>'
 
 @patch
 def _draw_rungs(self:Dashboard):
     look, self._look = self._look, None
     if look.exception(): return
-    head, ages = '<tr><th>rung</th><th>due</th><th>filled</th><th>ages of its slots</th><th>writes</th></tr>', lambda a: ', '.join('empty' if x is None else str(x) for x in a)
     s = look.result()
-    rows = ''.join(f'<tr><td>{r["rung"].replace("tau", "τ = ")}</td><td>{r["due"]}</td><td>{s["filled"][r["rung"]]}</td><td>{ages(r["ages"])}</td><td>{r["wrote"]}</td></tr>' for r in s['rungs'])
-    self.rungs.value = f'<style>.cm-rungs td,.cm-rungs th{{padding:0 14px 0 0;text-align:left}}</style><table>{head}{rows}</table>{s["t"]} inferences, {s["texts"]} texts, state of {s["state_bytes"]:,} bytes, {s.get("disk_bytes", 0):,} bytes on disk'
+    rows = [_cells('th', 'rung', 'due', 'filled', 'ages of its slots', 'writes')]
+    for r in s['rungs']:
+        name, filled = r['rung'].replace('tau', 'τ = '), s['filled'][r['rung']]
+        rows.append(_cells('td', name, r['due'], filled, _ages(r['ages']), r['wrote']))
+    disk = s.get('disk_bytes', 0)
+    size = f'{s["t"]} inferences, {s["texts"]} texts, state of {s["state_bytes"]:,} bytes, {disk:,} bytes on disk'
+    self.rungs.value = f'{_TABLE}<table>{"".join(rows)}</table>{size}'
 
 # %% ../../nbs/91a_panels.ipynb #watch
 @patch
@@ -215,11 +312,13 @@ def _watch(self:Dashboard):
     while not self.closed:
         start = time.monotonic()
         try:
-            if self._look is None and self.run.alive and self.run.version != self._seen: self._look = self.run.look()
+            new = self.run.alive and self.run.version != self._seen
+            if new and self._look is None: self._look = self.run.look()
             self.draw()
         except Exception as e: self.message.value = _red(f'drawing: {type(e).__name__}: {e}')
         time.sleep(max(self.every, 5*(time.monotonic()-start)))
 
+# %% ../../nbs/91a_panels.ipynb #watch-close
 @patch
 def watch(self:Dashboard):
     "Keep the page up to date, from a thread"
