@@ -12,7 +12,7 @@ from . import cli, running, verbs
 VERBS = {**cli.VERBS, **verbs.VERBS, **running.VERBS}
 
 def main(
-    argv=None  # arguments; None: those of the process
+    argv:list|None=None # Arguments; None: those of the process
 ):
     "Entry point of `chronomem`"
     cli.main(argv, VERBS)

@@ -8,11 +8,13 @@ __all__ = ['TYPES', 'LARGEST', 'Source', 'Text', 'LONGEST', 'ROLES', 'sources', 
 # %% ../../nbs/91b_files.ipynb #imports
 import json, os, stat, sys
 from collections import namedtuple
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from .traces import plain
 
 # %% ../../nbs/91b_files.ipynb #files
-TYPES = {'.txt': 'text', '.text': 'text', '.rst': 'text', '.org': 'text', '.md': 'text', '.markdown': 'text', '.jsonl': 'chats', '.ndjson': 'chats'}
+TYPES = {'.txt': 'text', '.text': 'text', '.rst': 'text', '.org': 'text', '.md': 'text', '.markdown': 'text',
+         '.jsonl': 'chats', '.ndjson': 'chats'}
 LARGEST = 64 << 20  # bytes of a file
 
 Source = namedtuple('Source', 'path name kind')
@@ -21,29 +23,44 @@ def _named(path, root): return os.fsencode(path.relative_to(root)).decode(errors
 
 def _kind(path): return TYPES.get(path.suffix.lower())
 
+def _away(path, home):
+    "Why a folder is passed over; nothing if it isn't"
+    if path.resolve() == home: return 'the memories themselves'
+    if path.is_symlink(): return 'a link'
+    return 'hidden' if path.name[0] == '.' else ''
+
+def _why(path):
+    "Why a file is passed over; nothing if it isn't"
+    if path.name[0] == '.': return 'hidden'
+    if path.is_symlink(): return 'a link'
+    return '' if _kind(path) else 'unknown type'
+
+# %% ../../nbs/91b_files.ipynb #found
 def _found(root, home, skip):
     "Text files of a folder; `skip` is told of the others"
     for d, dirs, names in os.walk(root):
         d = Path(d)
-        away = {n: 'hidden' for n in dirs if n[0] == '.'} | {n: 'a link' for n in dirs if (d/n).is_symlink()} | {n: 'the memories themselves' for n in dirs if (d/n).resolve() == home}
-        for n in sorted(away): skip(_named(d/n, root), away[n])
-        dirs[:] = sorted(set(dirs)-set(away))
+        away = {n: _away(d/n, home) for n in dirs}
+        for n in sorted(n for n in dirs if away[n]): skip(_named(d/n, root), away[n])
+        dirs[:] = sorted(n for n in dirs if not away[n])    # `os.walk` goes on with these
         for n in sorted(names):
-            path, name = d/n, _named(d/n, root)
-            why = 'hidden' if n[0] == '.' else 'a link' if path.is_symlink() else '' if _kind(path) else 'unknown type'
+            path = d/n
+            name, why = _named(path, root), _why(path)
             if why: skip(name, why)
             else: yield Source(path, name, _kind(path))
 
+# %% ../../nbs/91b_files.ipynb #sources
 def sources(
-    named:str, # a file, a folder, or '-'
-    home,      # directory of the memories, which is not read
-    skip       # is told (name, why) of what is not read
-)->list:       # `Source`s
+    named:str|Path,     # A file, a folder, or '-'
+    home:Path,          # Directory of the memories, which is not read
+    skip:Callable       # Is told (name, why) of what is not read
+) -> list:              # `Source`s
     "What there is to read"
     if named == '-': return [Source(None, 'stdin', '')]
     path = Path(named).expanduser()
     if not path.exists(): raise ValueError(f'FILE|DIR|-: there is no {named}')
-    return list(_found(path, home, skip)) if path.is_dir() else [Source(path, _named(path, path.parent), _kind(path) or 'text')]
+    if path.is_dir(): return list(_found(path, home, skip))
+    return [Source(path, _named(path, path.parent), _kind(path) or 'text')]
 
 # %% ../../nbs/91b_files.ipynb #read
 class Unread(ValueError):
@@ -56,9 +73,10 @@ def _bytes(path):
         with path.open('rb') as f: return f.read(LARGEST+1)
     except OSError as e: raise Unread(e.strerror or str(e)) from e
 
+# %% ../../nbs/91b_files.ipynb #read-text
 def read(
-    path  # None: stdin
-)->str:
+    path:Path|None # Of a file; None: stdin
+) -> str:
     "The text of a file; `Unread` says why there is none"
     raw = _bytes(path)
     if len(raw) > LARGEST: raise Unread(f'too big: more than {LARGEST >> 20} MiB')
@@ -75,23 +93,29 @@ LONGEST = 2000                               # characters of a text
 def _parts(line, text):
     "A paragraph, cut at spaces if it is long"
     while len(text) > LONGEST:
-        n = max(text.rfind(c, LONGEST//2, LONGEST) for c in '\n ')
-        n = n+1 if n > 0 else LONGEST
+        space = max(text.rfind(c, LONGEST//2, LONGEST) for c in '\n ')
+        n = space+1 if space > 0 else LONGEST
         yield line, text[:n].strip()
-        line, text = line+text.count('\n', 0, n), text[n:]
+        line += text.count('\n', 0, n)
+        text = text[n:]
     if text.strip(): yield line, text.strip()
 
-def _heading(l): return l.startswith('#') and l.lstrip('#')[:1] == ' ' and len(l)-len(l.lstrip('#')) < 7
+# %% ../../nbs/91b_files.ipynb #paragraphs
+def _heading(l):
+    rest = l.lstrip('#')
+    return 1 <= len(l)-len(rest) < 7 and rest[:1] == ' '
+
 def _fence(l): return l.lstrip()[:3] in ('```', '~~~')
 
 def paragraphs(
-    text:str # of a document
-):           # yields (line, paragraph)
+    text:str  # Of a document
+) -> Iterator: # Of (line, paragraph)
     "Paragraphs, with the headings above them"
     block, first, body, fenced = [], 1, False, False
     for i, l in enumerate([*text.split('\n'), ''], 1):
         ends = not l.strip() and not fenced
-        if block and (ends and body or _heading(l) and body and not fenced):
+        above = _heading(l) and not fenced
+        if block and body and (ends or above):
             yield first, '\n'.join(block)
             block, body = [], False
         if ends: continue
@@ -106,13 +130,20 @@ ROLES = 'user', 'assistant', 'system'
 
 def _content(m):
     "What a message of a chat says"
-    if not isinstance(m, dict) or 'role' not in m or 'content' not in m: raise Unread('expected an object with role and content, or with messages')
-    if m['role'] not in ROLES: raise Unread(f"role {plain(str(m['role']))[:20]}, expected {', '.join(ROLES)}")
-    c = m['content']
-    if isinstance(c, list): c = ' '.join(p['text'] for p in c if isinstance(p, dict) and isinstance(p.get('text'), str))
+    if not isinstance(m, dict) or 'role' not in m or 'content' not in m:
+        raise Unread('expected an object with role and content, or with messages')
+    role, c = m['role'], m['content']
+    if role not in ROLES: raise Unread(f"role {plain(str(role))[:20]}, expected {', '.join(ROLES)}")
+    if isinstance(c, list): c = ' '.join(_pieces(c))
     if not isinstance(c, str) or not c.strip(): raise Unread('a message without text')
-    return m['role'], c.strip()
+    return role, c.strip()
 
+def _pieces(parts):
+    "Texts of a message in parts; pictures and sounds are left out"
+    texts = [p.get('text') for p in parts if isinstance(p, dict)]
+    return [t for t in texts if isinstance(t, str)]
+
+# %% ../../nbs/91b_files.ipynb #chat-lines
 def _line_of_chat(line):
     try: got = json.loads(line)
     except (ValueError, RecursionError): raise Unread('not JSON') from None
@@ -121,18 +152,21 @@ def _line_of_chat(line):
 
 def _sniffed(text):
     "What kind of text comes without a name"
-    try: return 'chats' if all(map(_content, _line_of_chat(text.lstrip().split('\n')[0]))) else 'text'
+    first = text.lstrip().split('\n')[0]
+    try: return 'chats' if all(map(_content, _line_of_chat(first))) else 'text'
     except Unread: return 'text'
 
+# %% ../../nbs/91b_files.ipynb #texts
 def texts(
-    text:str, # of a file
-    kind:str, # 'text' or 'chats'
-    role:str, # who speaks in a document
-    skip      # is told (line, why)
-):            # yields `Text`s
+    text:str,     # Of a file
+    kind:str,     # 'text' or 'chats'
+    role:str,     # Who speaks in a document
+    skip:Callable # Is told (line, why)
+) -> Iterator:    # Of `Text`s
     "What a file says, text by text"
     if kind == 'text':
-        yield from (Text(l, role, t) for line, p in paragraphs(text) for l, t in _parts(line, p))
+        for line, paragraph in paragraphs(text):
+            for at, part in _parts(line, paragraph): yield Text(at, role, part)
         return
     for i, line in enumerate(text.split('\n'), 1):
         if not line.strip(): continue
