@@ -246,7 +246,7 @@ def _load(model, encoder=None):
     "A model, with a sentence encoder if one is named; one that is damaged is a mistake too"
     from transformers.utils import logging
     from chronomem.backbone.encoder import load_encoder
-    from chronomem.live import memories, think   # which list, find and forget; and keep what is thought
+    from chronomem.live import memories, think   # noqa: F401  which list, find and forget; and keep what is thought
     from chronomem.live.repair import ChronoModel
     logging.disable_progress_bar()
     try: m = ChronoModel.from_pretrained(model)

@@ -18,7 +18,7 @@ from ..core import Config
 from ..delta.learner import DeltaConfig, DeltaLearner
 from ..ladder.reading import Looking
 from ..ladder.writing import Policies
-from ..live.memories import Session
+from ..live.memories import Session   # noqa: F401  adds `memories` and `forget`
 from ..live.ingest import _live
 from .watching import Delays, RungSync, told_among_prose
 

@@ -18,9 +18,9 @@ from ..backbone.reader import read_answers
 from ..learn.data import prose
 from ..learn.evaluate import interval
 from ..learn.life import KINDS, Told, episodes
-from . import memories
+from . import memories   # noqa: F401  adds `Session.memories`
 from .ask import ChronoModel, _as_asked, _ladder_off
-from .secrets import SECRETS, ask_secrets, can_keep_secrets, keep_secrets
+from .secrets import ask_secrets, can_keep_secrets, keep_secrets
 from ..then.keys import BM25
 
 # %% ../../nbs/84_demo.ipynb #score
@@ -376,7 +376,7 @@ def phase(
         try: _phase(name, model, home, n, inferences, seed)
         except (ValueError, OSError, ImportError, RuntimeError) as e:
             _say(dict(error=str(e)))
-            raise SystemExit(2)
+            raise SystemExit(2) from e
 
 # %% ../../nbs/84_demo.ipynb #child
 _ORPHAN = """import os, signal, threading
