@@ -6,7 +6,7 @@
 __all__ = ['VERBS', 'run_learn', 'run_live', 'run_app']
 
 # %% ../../nbs/94_running.ipynb #imports
-import sys
+import argparse
 from .cli import Verb, _count, _load, _place, _while
 
 # %% ../../nbs/94_running.ipynb #learn
@@ -15,7 +15,9 @@ def _learn_arguments(v):
     v.add_argument('--user', default='me', help='whose memory (default: me)')
     v.add_argument('--every', type=_count, default=8, help='frames between two lines (default 8)')
 
-def run_learn(a):
+def run_learn(
+    a:argparse.Namespace # What `_learn_arguments` added
+):
     "Learn from a text"
     from chronomem.live.learning import learning_lines
     home = _place(a.home)
@@ -29,17 +31,22 @@ def _live_arguments(v):
     v.add_argument('--user', default='me', help='whose memory (default: me)')
     v.add_argument('--realtime', action='store_true', help='hear a file as fast as it was recorded')
     v.add_argument('--resume', action='store_true', help='go on where this file was left')
-    v.add_argument('--people', help='names of known voices that may be there, with commas between; all others count as unknown')
+    v.add_argument('--people',
+        help='names of known voices that may be there, with commas between; all others count as unknown')
 
-def run_live(a):
+def run_live(
+    a:argparse.Namespace # What `_live_arguments` added
+):
     "Hear, remember, think"
     from chronomem.live.segments import SegmentConfig
     from chronomem.live.system import SystemConfig, live
-    home, kw = _place(a.home), {}
-    if a.people: kw['config'] = SystemConfig(segments=SegmentConfig(people=tuple(p.strip() for p in a.people.split(','))))
+    home, kw = _place(a.home), dict(realtime=a.realtime, resume=a.resume)
+    if a.people:
+        people = tuple(p.strip() for p in a.people.split(','))
+        kw['config'] = SystemConfig(segments=SegmentConfig(people=people))
     model = _load(a.model)
     with _while('raise'):
-        for line in live(a.source, a.user, home, model, realtime=a.realtime, resume=a.resume, **kw): print(line, flush=True)
+        for line in live(a.source, a.user, home, model, **kw): print(line, flush=True)
 
 # %% ../../nbs/94_running.ipynb #app
 def _app_arguments(v):
@@ -47,7 +54,9 @@ def _app_arguments(v):
     v.add_argument('--port', type=_count, default=8866, help='on 127.0.0.1 (default 8866)')
     v.add_argument('--no-browser', action='store_true', help='only print the address')
 
-def run_app(a):
+def run_app(
+    a:argparse.Namespace # What `_app_arguments` added
+):
     "Serve the dashboard"
     from chronomem.app.serve import app_command
     with _while('raise'): app_command(a.user, _place(a.home), a.model, a.port, not a.no_browser)

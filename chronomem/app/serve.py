@@ -7,6 +7,7 @@ __all__ = ['ENV', 'one_kernel', 'page', 'app_command']
 
 # %% ../../nbs/91b_serve.ipynb #imports
 import asyncio, inspect, json, os
+from collections.abc import Callable
 from pathlib import Path
 from transformers.utils import logging as transformers_logging
 from .dashboard import open_run
@@ -48,10 +49,11 @@ def page() -> Dashboard:
 def _server(port, open_browser, tell):
     "Voila, which tells its address once it listens"
     voila = require('app', 'voila.app')
-    for m in (lambda: require('app', 'ipywidgets'), lambda: require('app', 'anywidget'), lambda: require('app', 'ipykernel')): m()
+    for name in ('ipywidgets', 'anywidget', 'ipykernel'): require('app', name)
     class Server(voila.Voila):
         def listen(self):
-            voila.tornado.ioloop.IOLoop.current().add_callback(self.say)   # once the port is known: listening doesn't return
+            loop = voila.tornado.ioloop.IOLoop.current()
+            loop.add_callback(self.say)   # once the port is known: listening doesn't return
             super().listen()
         def say(self):
             tell(f'chronomem app: {self.display_url}')
@@ -67,16 +69,17 @@ def _server(port, open_browser, tell):
 # %% ../../nbs/91b_serve.ipynb #app
 def app_command(
     user:str='me',           # Whose session and learner
-    home=None,               # Directory of all users; None: `CHRONOMEM_HOME`, or `~/.chronomem`
+    home:str|Path|None=None, # Directory of all users; None: `CHRONOMEM_HOME`, or `~/.chronomem`
     model:str='default',     # What `from_pretrained` takes
     port:int=8866,           # Where to listen; if it is taken, one nearby
     open_browser:bool=False, # Open a window?
-    tell=print               # Gets lines of text
+    tell:Callable=print      # Gets lines of text
 ):
     "Serve the dashboard until Ctrl-C"
     if not 1 <= port <= 65535: raise ValueError(f'port: got {port}, expected 1 to 65535')
     server, before = _server(port, open_browser, tell), os.environ.get(ENV)
-    os.environ[ENV] = json.dumps(dict(user=user, home=home and str(Path(home).absolute()), model=model))
+    where = home and str(Path(home).absolute())
+    os.environ[ENV] = json.dumps(dict(user=user, home=where, model=model))
     try:
         server.initialize([str(_asset('app.ipynb'))])
         server.start()
