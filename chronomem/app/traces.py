@@ -7,6 +7,7 @@ __all__ = ['PARTIAL', 'plain', 'fit', 'lines', 'terminal', 'record', 'holding', 
 
 # %% ../../nbs/91a_traces.ipynb #imports
 import shutil, time, unicodedata
+from typing import TextIO
 
 # %% ../../nbs/91a_traces.ipynb #text
 def plain(
@@ -15,12 +16,16 @@ def plain(
     "A text in one line without control characters"
     return ''.join(c if c.isprintable() else '?' for c in ' '.join(text.split()))
 
-def _columns(c): return 0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in 'WF')
+# %% ../../nbs/91a_traces.ipynb #fit
+def _columns(c):
+    "How many columns of a terminal a character fills"
+    if unicodedata.combining(c): return 0
+    return 2 if unicodedata.east_asian_width(c) in 'WF' else 1
 
 def fit(
-    text:str,       # in one line
-    width:int|None  # columns; None: any number
-)->str:
+    text:str,       # In one line
+    width:int|None  # Columns; None: any number
+) -> str:
     "The text, or its beginning and an ellipsis"
     if width is None or sum(map(_columns, text)) <= width: return text
     out, left = '', max(width, 1)-1
@@ -35,30 +40,39 @@ def _cells(t, scored):
     "What stands in front of a text"
     when = time.strftime('%Y-%m-%d %H:%M', time.localtime(t.at))
     where = fit(f'{plain(t.source)}:{t.position}', 40) if t.source else '-'
-    return [t.id, when, t.role or '-', where, *[f'{t.score:.2f}']*scored]
+    cells = [t.id, when, t.role or '-', where]
+    if scored: cells.append(f'{t.score:.2f}')
+    return cells
 
 def lines(
-    traces,             # `Trace`s
-    width:int|None=None, # columns of the terminal; None: nothing is cut
-    scored:bool=False   # were they searched for?
-)->list:
+    traces:list,          # `Trace`s
+    width:int|None=None,  # Columns of the terminal; None: nothing is cut
+    scored:bool=False     # Were they searched for?
+) -> list:
     "A line for each: id, local time, role, source and position, score, text"
     rows = [_cells(t, scored) for t in traces]
     wide = [max(map(len, column)) for column in zip(*rows)]
-    heads = ['  '.join(x.ljust(w) for x, w in zip(r, wide)) for r in rows]
-    return [fit(f'{h}  {plain(t.text)}', width) for h, t in zip(heads, traces)]
+    out = []
+    for row, t in zip(rows, traces):
+        head = '  '.join(cell.ljust(w) for cell, w in zip(row, wide))
+        out.append(fit(f'{head}  {plain(t.text)}', width))
+    return out
 
+# %% ../../nbs/91a_traces.ipynb #record
 def terminal(
-    out  # a stream
-)->int|None:
+    out:TextIO|None # A stream
+) -> int|None:      # Columns
     "Its width if people read it, None if not"
-    return shutil.get_terminal_size().columns if out is not None and out.isatty() else None
+    if out is None or not out.isatty(): return None
+    return shutil.get_terminal_size().columns
+
+_FIELDS = 'id', 't', 'at', 'role', 'source', 'position', 'text', 'score'
 
 def record(
-    t  # a `Trace`
-)->dict:
+    t        # A `Trace`
+) -> dict:
     "A trace as JSON"
-    return {k: getattr(t, k) for k in ('id', 't', 'at', 'role', 'source', 'position', 'text', 'score')}
+    return {k: getattr(t, k) for k in _FIELDS}
 
 # %% ../../nbs/91a_traces.ipynb #find
 def _spoken(s, traces):
@@ -66,41 +80,47 @@ def _spoken(s, traces):
     return traces
 
 def holding(
-    s,       # a session
-    text:str # words
-)->list:     # `Trace`s, newest first
+    s,       # An open session
+    text:str # Words
+) -> list:   # `Trace`s, newest first
     "Passages in which all these words stand, whoever said them"
     from chronomem.then.keys import sparse
     from chronomem.then.texts import _trace
     asked, out = set(sparse(text).tolist()) - {0}, []
-    for b in s._texts.log.blocks(1024) if s._texts is not None and asked else ():
-        ok = b.valid & (b.span[:, 1] > b.span[:, 0])
+    if s._texts is None or not asked: return out
+    for b in s._texts.log.blocks(1024):
+        ok = b.valid & (b.span[:, 1] > b.span[:, 0])       # [N]: somebody said something in this row
         for w in asked: ok = ok & (b.words == w).any(1)
-        out += [_trace(b, i) for i in ok.nonzero()[:, 0].tolist()]
+        rows = ok.nonzero()[:, 0].tolist()
+        out += [_trace(b, i) for i in rows]
     return _spoken(s, out[::-1])
 
 # %% ../../nbs/91a_traces.ipynb #doomed
-def doomed(
-    s,   # a session
-    ids  # of texts
-)->tuple: # rows that go, ids of others that say the very same, is it exact?
-    "What forgetting would do"
-    rows, exact = s._life()
-    gone = [r for r in rows if r.id in ids]
-    if unknown := sorted({*ids} - {r.id for r in gone}): raise ValueError(f'nothing is kept under {", ".join(unknown)}; `chronomem memories` lists what is')
-    said = [_said(r) for r in gone]
-    return gone, [r.id for r in rows if r.id not in ids and _said(r) in said], exact
-
 def _said(row):
     "What was said in a text, by whomever, as ids"
     return [row.ids[a:b] for a, b, _ in row.said]
 
+def doomed(
+    s,         # An open session
+    ids:set    # Of texts
+) -> tuple:    # Rows that go, ids of others that say the very same, is it exact?
+    "What forgetting would do; raises `ValueError` for an id that is not kept"
+    rows, exact = s._life()
+    gone = [r for r in rows if r.id in ids]
+    unknown = sorted({*ids} - {r.id for r in gone})
+    if unknown:
+        raise ValueError(f'nothing is kept under {", ".join(unknown)}; `chronomem memories` lists what is')
+    said = [_said(r) for r in gone]
+    twins = [r.id for r in rows if r.id not in ids and _said(r) in said]
+    return gone, twins, exact
+
 def told(
-    s,   # a session
-    row  # of its life
-)->str:
+    s,       # An open session
+    row      # Of its life
+) -> str:
     "A text in one line, with its id"
-    return f'{row.id}  {plain(" ".join(map(s.model.spoken, _said(row))))}'
+    words = ' '.join(map(s.model.spoken, _said(row)))
+    return f'{row.id}  {plain(words)}'
 
 # %% ../../nbs/91a_traces.ipynb #forgot
 def _again(s, gone, after):
@@ -109,21 +129,27 @@ def _again(s, gone, after):
     if log is None or log.first or log.report.get('damaged'): return after
     return after-min(r.t for r in gone)
 
-def _n(n, what): return f'{n:,} {what}' + 's'*(n != 1)
+def _n(n, what):
+    "So many of them, in words"
+    return f'{n:,} {what}' if n == 1 else f'{n:,} {what}s'
+
+# %% ../../nbs/91a_traces.ipynb #forgot-all
+PARTIAL = dict(
+    rest='from the files; not exactly: the latents were made anew from the texts that remain',
+    empty='from the files; not exactly: the ladder was emptied, the other texts are kept')
 
 def forgot(
-    s,                  # a session
-    ids,                # of texts
-    partial:str=None,   # 'rest' or 'empty', if not all texts are kept
-    progress:bool=False # show a bar
-)->str:
+    s,                     # An open session
+    ids:set,               # Of texts
+    partial:str|None=None, # 'rest' or 'empty', if not all texts are kept
+    progress:bool=False    # Show a bar
+) -> str:
     "Forget texts, and say what that took"
-    gone, _, exact = doomed(s, ids)
+    gone, _, _ = doomed(s, ids)
     before = s.t
-    again = _again(s, gone, before-sum(len(s.model.pieces(r.ids)) for r in gone))
+    after = before-sum(len(s.model.pieces(r.ids)) for r in gone)
+    again = _again(s, gone, after)
     r = s.forget(ids, partial, progress)
-    how = f'exactly: {_n(again, "inference")} lived again, as if it had never been told' if r.exact else PARTIAL[partial]
+    if r.exact: how = f'exactly: {_n(again, "inference")} lived again, as if it had never been told'
+    else: how = PARTIAL[partial]
     return f'forgotten {how}; {_n(r.texts, "text")}, {_n(before, "inference")} before, {r.after:,} now'
-
-PARTIAL = dict(rest='from the files; not exactly: the latents were made anew from the texts that remain',
-               empty='from the files; not exactly: the ladder was emptied, the other texts are kept')
