@@ -9,14 +9,20 @@ __all__ = ['PLACES', 'OBJECTS', 'ADJECTIVES', 'ITEMS', 'FACTS', 'GOAL_TOLD', 'GO
 
 # %% ../../nbs/74_life.ipynb #imports
 import hashlib, random
+from collections.abc import Callable
 from dataclasses import dataclass
 import torch
+from fastcore.basics import patch
 from .tasks import Episode
 
 # %% ../../nbs/74_life.ipynb #words
-PLACES = 'mill harbor chapel garden tower market bridge forest library castle lighthouse tavern island temple village school station church river cave palace stable barn valley'.split()
-OBJECTS = 'letter crown ring candle sword clock feather key book box bag lamp knife bell coat hat cup glass watch stone'.split()
-ADJECTIVES = 'silver broken golden wooden old green little heavy painted white hidden iron red black small great'.split()
+PLACES = ('mill harbor chapel garden tower market bridge forest library castle lighthouse tavern island temple village '
+          'school station church river cave palace stable barn valley').split()
+OBJECTS = ('letter crown ring candle sword clock feather key book box bag lamp knife bell coat hat cup glass watch '
+           'stone').split()
+ADJECTIVES = ('silver broken golden wooden old green little heavy painted white hidden iron red black small '
+              'great').split()
+_NAMES = 'Alice John Tom Mary Jane Anne George Henry Robert Dick Joe Ben Harry Meg Amy Beth Paul Lucy Diana'.split()
 ITEMS = {
     'drink': 'tea coffee milk wine water'.split(),
     'colour': 'red blue green yellow purple black white brown pink gold silver gray'.split(),
@@ -26,27 +32,38 @@ ITEMS = {
 
 # %% ../../nbs/74_life.ipynb #facts
 FACTS = {
-    'name': (('My name is {}.', 'I am called {}.', 'People call me {}.'), ('What is my name?', 'Who am I?'),
-             'Alice John Tom Mary Jane Anne George Henry Robert Dick Joe Ben Harry Meg Amy Beth Paul Lucy Diana'.split()),
-    'city': (('I live in {}.', 'My home is in {}.', 'I come from {}.'), ('Where do I live?', 'Where is my home?'),
+    'name': (('My name is {}.', 'I am called {}.', 'People call me {}.'),
+             ('What is my name?', 'Who am I?'),
+             _NAMES),
+    'city': (('I live in {}.', 'My home is in {}.', 'I come from {}.'),
+             ('Where do I live?', 'Where is my home?'),
              'Paris London Rome York France England America'.split()),
-    'work': (('I work as a {}.', 'I am the {}.', 'My job is that of a {}.'), ('What is my job?', 'What work do I do?'),
+    'work': (('I work as a {}.', 'I am the {}.', 'My job is that of a {}.'),
+             ('What is my job?', 'What work do I do?'),
              'teacher doctor soldier cook captain servant priest guide'.split()),
-    'pet': (('My dog is called {}.', 'I have a dog named {}.', 'We named our dog {}.'), ('What is my dog called?', 'Name my dog.'),
+    'pet': (('My dog is called {}.', 'I have a dog named {}.', 'We named our dog {}.'),
+            ('What is my dog called?', 'Name my dog.'),
             'Prince King Queen Lady Captain Tom'.split()),
-    'day': (('We meet at {}.', 'Our meeting is on {}.', 'I will see you at {}.'), ('When do we meet?', 'When is our meeting?'),
-            'Sunday morning evening night dawn'.split())}
+    'day': (('We meet at {}.', 'Our meeting is on {}.', 'I will see you at {}.'),
+            ('When do we meet?', 'When is our meeting?'), 'Sunday morning evening night dawn'.split())}
 
 # %% ../../nbs/74_life.ipynb #templates
-GOAL_TOLD = ('Your goal is to take the {o} to the {p}.', 'Remember your task: bring the {o} to the {p}.',
-             'You must carry the {o} to the {p}.', 'I want you to deliver the {o} to the {p}.', 'Your goal: get the {o} to the {p}.')
+GOAL_TOLD = ('Your goal is to take the {o} to the {p}.',
+             'Remember your task: bring the {o} to the {p}.',
+             'You must carry the {o} to the {p}.',
+             'I want you to deliver the {o} to the {p}.',
+             'Your goal: get the {o} to the {p}.')
 GOAL_ASK = ('You stand at a crossroads. Paths lead to the {0}, the {1}, the {2} and the {3}. Where do you go?',
             'The road divides: {0}, {1}, {2} or {3}. Which way do you take?',
             'You see four doors: {0}, {1}, {2}, {3}. Which one do you enter?')
 GOAL_DIRECT = ('Where is your goal?', 'Where must you go?')
-PASS_TOLD = ('The passkey is {}.', 'Remember the passkey {}.', 'Note this: the passkey is {}.', 'The secret passkey is {}.')
+
+# %% ../../nbs/74_life.ipynb #templates-more
+PASS_TOLD = ('The passkey is {}.', 'Remember the passkey {}.', 'Note this: the passkey is {}.',
+             'The secret passkey is {}.')
 PASS_ASK = ('What is the passkey?', 'Tell me the passkey.', 'Which passkey did I give you?')
-PREF_TOLD = ('The {c} I like best is {i}.', 'Of every {c}, I prefer {i}.', 'My favourite {c} is {i}.', 'When it comes to a {c}, I love {i}.')
+PREF_TOLD = ('The {c} I like best is {i}.', 'Of every {c}, I prefer {i}.', 'My favourite {c} is {i}.',
+             'When it comes to a {c}, I love {i}.')
 PREF_ASK = ('Choose a {c} for me: {0}, {1}, {2} or {3}.', 'Pick one {c} for tonight: {0}, {1}, {2} or {3}.',
             'Which {c} shall it be, {0}, {1}, {2} or {3}?')
 PREF_DIRECT = ('Which {c} do I like?', 'What is my favourite {c}?')
@@ -59,35 +76,63 @@ class Told:
     kind: str           # 'goal', 'passkey', 'preference', or the name of a fact
     text: str           # What is said, once
     ask: str            # The later moment
-    answer: str
+    answer: str         # What is right then
     options: tuple = () # What the moment offers
 
+# %% ../../nbs/74_life.ipynb #split
 def in_split(
     split:str, # 'train' or 'test'
-    *key       # What was told
+    *key:str   # What was told
 ) -> bool:
     "Does this content belong to the split? One in eight is `test`"
     if split not in ('train', 'test'): raise ValueError(f"split: got {split!r}, expected 'train' or 'test'")
-    held = hashlib.sha256('|'.join(map(str, key)).encode()).digest()[0] % 8 == 0
+    content = '|'.join(map(str, key))
+    held = hashlib.sha256(content.encode()).digest()[0] % 8 == 0
     return held == (split == 'test')
 
 # %% ../../nbs/74_life.ipynb #goal
-def goal(rng, split='train', options=None, place=None, ask=None, direct=False) -> Told:
+def goal(
+    rng:random.Random,         # Draws what isn't given
+    split:str='train',         # 'train' or 'test': of what is carried where
+    options:list|None=None,    # Four places; None: drawn
+    place:str|None=None,       # One of them, the right one; None: drawn
+    ask:str|None=None,         # Wording of the moment; None: drawn
+    direct:bool=False          # Ask for the goal itself
+) -> Told:
     "Something to carry to a place; later four ways are open"
     options = options or rng.sample(PLACES, 4)
-    place, thing = place or rng.choice(options), None
-    while not thing or not in_split(split, thing, place): thing = f'{rng.choice(ADJECTIVES)} {rng.choice(OBJECTS)}'
+    place = place or rng.choice(options)
+    thing = None
+    while not thing or not in_split(split, thing, place):
+        thing = f'{rng.choice(ADJECTIVES)} {rng.choice(OBJECTS)}'
     ask = ask or rng.choice(GOAL_DIRECT if direct else GOAL_ASK)
-    return Told('goal', rng.choice(GOAL_TOLD).format(o=thing, p=place), ask.format(*options), f'the {place}', tuple(options))
+    text = rng.choice(GOAL_TOLD).format(o=thing, p=place)
+    return Told('goal', text, ask.format(*options), f'the {place}', tuple(options))
 
-def passkey(rng, split='train', ask=None, direct=False) -> Told:
+# %% ../../nbs/74_life.ipynb #passkey
+def passkey(
+    rng:random.Random,       # Draws what isn't given
+    split:str='train',       # 'train' or 'test': of the digits
+    ask:str|None=None,       # Wording of the question; None: drawn
+    direct:bool=False        # Changes nothing: a passkey is always asked for itself
+) -> Told:
     "Four digits"
     k = None
-    while not k or not in_split(split, k): k = f'{rng.randrange(10000):04d}'
-    return Told('passkey', rng.choice(PASS_TOLD).format(k), ask or rng.choice(PASS_ASK), k)
+    while not k or not in_split(split, k):
+        k = f'{rng.randrange(10000):04d}'
+    text = rng.choice(PASS_TOLD).format(k)
+    return Told('passkey', text, ask or rng.choice(PASS_ASK), k)
 
 # %% ../../nbs/74_life.ipynb #preference
-def preference(rng, split='train', category=None, options=None, item=None, ask=None, direct=False) -> Told:
+def preference(
+    rng:random.Random,         # Draws what isn't given
+    split:str='train',         # 'train' or 'test': of the liking and its options; given options belong to both
+    category:str|None=None,    # A key of ITEMS; None: drawn
+    options:list|None=None,    # Four items of it; None: drawn
+    item:str|None=None,        # The one that is liked; None: drawn
+    ask:str|None=None,         # Wording of the moment; None: drawn
+    direct:bool=False          # Ask for the liking itself
+) -> Told:
     "A liking; later one of four is to be chosen"
     while True:
         c = category or rng.choice([*ITEMS])
@@ -95,92 +140,137 @@ def preference(rng, split='train', category=None, options=None, item=None, ask=N
         i = item or rng.choice(o)
         if options or in_split(split, c, i, *o): break
     ask = ask or rng.choice(PREF_DIRECT if direct else PREF_ASK)
-    return Told('preference', rng.choice(PREF_TOLD).format(c=c, i=i), ask.format(*o, c=c), i, tuple(o))
+    text = rng.choice(PREF_TOLD).format(c=c, i=i)
+    return Told('preference', text, ask.format(*o, c=c), i, tuple(o))
 
-def fact(rng, split='train', direct=False) -> Told:
+# %% ../../nbs/74_life.ipynb #fact
+def fact(
+    rng:random.Random,    # Draws everything
+    split:str='train',    # Changes nothing: the values of facts are in both
+    direct:bool=False     # Changes nothing: a fact is always asked for itself
+) -> Told:
     "A name, a town, a trade, a dog or a time"
     kind = rng.choice([*FACTS])
     told, ask, values = FACTS[kind]
     v = rng.choice(values)
-    return Told(kind, rng.choice(told).format(v), rng.choice(ask), v)
+    text = rng.choice(told).format(v)
+    return Told(kind, text, rng.choice(ask), v)
 
 MAKERS = dict(goal=goal, passkey=passkey, preference=preference, fact=fact)
 
 # %% ../../nbs/74_life.ipynb #chat
 def chat_text(
-    tokenizer,    # With a chat template
-    user:str,
-    bot:str=None  # The reply; None: only what the user says
-):                # Text, or (prompt, reply) if there is one
+    tokenizer:Callable,   # With a chat template
+    user:str,             # What is said
+    bot:str|None=None     # The reply; None: only what the user says
+) -> str|tuple:           # Text, or (prompt, reply) if there is one
     "An exchange in the model's own chat format"
     said = [dict(role='user', content=user)]
     if bot is None: return tokenizer.apply_chat_template(said, tokenize=False)
     prompt = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(said+[dict(role='assistant', content=bot)], tokenize=False)
+    both = said + [dict(role='assistant', content=bot)]
+    whole = tokenizer.apply_chat_template(both, tokenize=False)
     return prompt, whole[len(prompt):].rstrip('\n')
 
-def pad_left(rows, pad):
+# %% ../../nbs/74_life.ipynb #pad
+def pad_left(
+    rows:list,   # N lists of ids
+    pad:int      # What fills the shorter ones
+) -> tuple:      # (ids, mask), both [N,L]
     "Lists of ids as [N,L] and their mask"
     L = max(map(len, rows))
-    return torch.tensor([[pad]*(L-len(r))+r for r in rows]), torch.tensor([[0]*(L-len(r))+[1]*len(r) for r in rows])
+    ids = [[pad]*(L-len(r)) + r for r in rows]
+    mask = [[0]*(L-len(r)) + [1]*len(r) for r in rows]
+    return torch.tensor(ids), torch.tensor(mask)
 
 # %% ../../nbs/74_life.ipynb #pieces
 class _Pieces:
     "Collects the distinct inferences of an episode"
-    def __init__(self, tokenizer): self.tokenizer, self.ids, self.labels = tokenizer, [], []
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.ids = []      # A list of token ids for each inference
+        self.labels = []   # As long: the answer's tokens, -100 before them
     def add(self, text, answer=''):
-        p, a = (self.tokenizer(t, add_special_tokens=False).input_ids for t in (text, answer))
-        self.ids.append(p+a)
-        self.labels.append([-100]*len(p)+a)
+        "Its number"
+        prompt = self.tokenizer(text, add_special_tokens=False).input_ids
+        reply = self.tokenizer(answer, add_special_tokens=False).input_ids
+        self.ids.append(prompt + reply)
+        self.labels.append([-100]*len(prompt) + reply)
         return len(self.ids)-1
-    def episode(self, order, ask, told):
-        order = torch.tensor(order)
-        ids, mask = pad_left(self.ids, self.tokenizer.pad_token_id)
-        return Episode(ids, mask, pad_left(self.labels, -100)[0], order, ask, keep=torch.isin(order, torch.tensor(told)))
 
+# %% ../../nbs/74_life.ipynb #pieces-episode
+@patch
+def episode(self:_Pieces, order, ask, told):
+    "`order` [B,T] of numbers; those in `told` were worth writing"
+    order = torch.tensor(order)
+    ids, mask = pad_left(self.ids, self.tokenizer.pad_token_id)   # [U,L]
+    labels, _ = pad_left(self.labels, -100)                       # [U,L]
+    keep = torch.isin(order, torch.tensor(told))                  # [B,T]
+    return Episode(ids, mask, labels, order, ask, keep=keep)
+
+# %% ../../nbs/74_life.ipynb #stream
 def _stream(rng, told, noise):
     "Told things with up to a third of the noise, in half of the lives, strewn before and among them"
     lead = rng.randint(0, len(noise)//3) if rng.random() < .5 else 0
     head = list(told)
-    for x in noise[:lead]: head.insert(rng.randint(0, len(head)), x)
+    for x in noise[:lead]:
+        at = rng.randint(0, len(head))
+        head.insert(at, x)
     return head + noise[lead:]
 
 # %% ../../nbs/74_life.ipynb #life
 def life(
-    tokenizer,
-    rng:random.Random,
+    tokenizer:Callable,  # With a chat template
+    rng:random.Random,   # Draws everything
     rows:int,            # Lives
     things:int,          # Things told in each, of different kinds
     noise:int,           # Noise inferences in each
     bank:list,           # Noise sentences to draw from
-    asks:int=None,       # Moments at the end; None: one per thing
-    kinds=('goal', 'passkey', 'preference', 'fact'),
-    split:str='train',
+    asks:int|None=None,  # Moments at the end; None: one per thing
+    kinds:tuple=('goal', 'passkey', 'preference', 'fact'), # Of MAKERS, what may be told; at least `things`
+    split:str='train',   # 'train' or 'test': of what is told
     direct:bool=False,   # Ask for the thing itself
     pool:int=32          # Distinct noise sentences in the batch
 ) -> Episode:
     "A batch of lives in words"
-    x, order, tell, asks = _Pieces(tokenizer), [], [], asks or things
-    heard = [x.add(rng.choice(bank)) for _ in range(min(pool, rows*noise))]
+    asks = asks or things
+    pieces = _Pieces(tokenizer)
+    heard = [pieces.add(rng.choice(bank)) for _ in range(min(pool, rows*noise))]
+    order = []   # [rows,things+noise+asks] of numbers of pieces
+    tell = []    # Those in which something is told
     for _ in range(rows):
         told = [MAKERS[k](rng, split, direct=direct) for k in rng.sample(kinds, things)]
-        tell += [x.add(chat_text(tokenizer, t.text)) for t in told]
-        seq = _stream(rng, tell[-things:], [rng.choice(heard) for _ in range(noise)])
-        order.append(seq + [x.add(*chat_text(tokenizer, t.ask, t.answer)) for t in rng.sample(told, asks)])
-    return x.episode(order, range(things+noise, things+noise+asks), tell)
+        said = [pieces.add(chat_text(tokenizer, t.text)) for t in told]
+        around = [rng.choice(heard) for _ in range(noise)]
+        lived = _stream(rng, said, around)
+        moments = [pieces.add(*chat_text(tokenizer, t.ask, t.answer)) for t in rng.sample(told, asks)]
+        order.append(lived + moments)
+        tell += said
+    start = things + noise
+    return pieces.episode(order, range(start, start+asks), tell)
 
 # %% ../../nbs/74_life.ipynb #blocks
+def _block(rng, split):
+    "Four lives with the same moments; each option is right in one of them"
+    category = rng.choice([*ITEMS])
+    places = rng.sample(PLACES, 4)
+    items = rng.sample(ITEMS[category], 4)
+    goal_ask = rng.choice(GOAL_ASK)
+    pass_ask = rng.choice(PASS_ASK)
+    pref_ask = rng.choice(PREF_ASK)
+    pairs = zip(rng.sample(places, 4), rng.sample(items, 4))
+    return [dict(goal=goal(rng, split, places, place, goal_ask),
+                 passkey=passkey(rng, split, pass_ask),
+                 preference=preference(rng, split, category, items, item, pref_ask)) for place, item in pairs]
+
+# %% ../../nbs/74_life.ipynb #episodes
 def episodes(
-    n:int,          # How many lives; multiples of 4 are balanced
-    seed:int=0,
-    split:str='test'
-) -> list:          # Each a dict kind -> Told
+    n:int,             # How many lives; multiples of 4 are balanced
+    seed:int=0,        # Of every draw
+    split:str='test'   # 'train' or 'test'; a preference belongs to both, as its options are given
+) -> list:             # Each a dict kind -> Told
     "Lives to evaluate on, in blocks of four with the same moments"
     rng, out = random.Random(seed), []
     while len(out) < n:
-        c = rng.choice([*ITEMS])
-        po, io = rng.sample(PLACES, 4), rng.sample(ITEMS[c], 4)
-        ask = [rng.choice(q) for q in (GOAL_ASK, PASS_ASK, PREF_ASK)]
-        for p, i in zip(rng.sample(po, 4), rng.sample(io, 4)):
-            out.append(dict(goal=goal(rng, split, po, p, ask[0]), passkey=passkey(rng, split, ask[1]), preference=preference(rng, split, c, io, i, ask[2])))
+        out += _block(rng, split)
     return out[:n]
