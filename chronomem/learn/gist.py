@@ -14,70 +14,104 @@ from .tasks import TASKS, VOCAB, Episode, _noise, _query, _strewn, _told
 # %% ../../nbs/77_gist.ipynb #horizons
 def _horizons(horizons, low):
     "The symbol of each horizon"
-    k = [max(0, n).bit_length()//2 for n in horizons]
-    ok = k and all(4**i == n for i, n in zip(k, horizons)) and k == sorted(set(k)) and horizons[0] >= low and k[-1] < len(VOCAB.count)
-    if not ok: raise ValueError(f'horizons: expected rising powers of 4 from {low} to {4**(len(VOCAB.count)-1)}, got {horizons}')
-    return VOCAB.count.start + torch.tensor(k)
+    power = [max(0, n).bit_length()//2 for n in horizons]
+    most = len(VOCAB.count)-1
+    exact = [4**k for k in power] == [*horizons]
+    rising = power == sorted(set(power))
+    if not (power and exact and rising and horizons[0] >= low and power[-1] <= most):
+        raise ValueError(f'horizons: expected rising powers of 4 from {low} to {4**most}, got {horizons}')
+    return VOCAB.count.start + torch.tensor(power)
 
 # %% ../../nbs/77_gist.ipynb #balanced
 def _balanced(n, kinds, columns, g):
     "[n,columns] numbers below `kinds`: in each column every `kinds` rows on end hold each once"
-    return torch.rand(-(-n//kinds), kinds, columns, generator=g).argsort(1).flatten(0, 1)[:n]
+    groups = -(-n//kinds)   # n/kinds, rounded up
+    order = torch.rand(groups, kinds, columns, generator=g).argsort(1)
+    return order.flatten(0, 1)[:n]
 
 # %% ../../nbs/77_gist.ipynb #until
 def _until(ok, draw):
     "[B,n]: rows drawn anew until each is ok"
     x = draw()
-    while not (good := ok(x)).all(): x = torch.where(good[:, None], x, draw())
+    while not (good := ok(x)).all():
+        x = torch.where(good[:, None], x, draw())
     return x
 
 # %% ../../nbs/77_gist.ipynb #about
 def _about(topic, n, kinds, share, g):
     "Lines of a span: the dominant topic of each row, or with probability 1-share another: [B,n]"
     other = torch.randint(1, kinds, (len(topic), n), generator=g)
-    return (topic[:, None] + other*(torch.rand(other.shape, generator=g) >= share)) % kinds
+    stray = torch.rand(other.shape, generator=g) >= share
+    said = topic[:, None] + other*stray
+    return said % kinds
 
 # %% ../../nbs/77_gist.ipynb #leads
 def _leads(x, topic, kinds):
     "Does `topic` [B] lead among the lines `x` [B,n]?"
-    n = F.one_hot(x, kinds).sum(1)
-    rest = n.scatter(1, topic[:, None], -1).amax(1)
-    return n.gather(1, topic[:, None]).squeeze(1) - rest >= max(1, x.shape[1]//8)
+    lines = F.one_hot(x, kinds).sum(1)                   # [B,kinds]
+    at = topic[:, None]
+    own = lines.gather(1, at).squeeze(1)                 # [B]
+    rest = lines.scatter(1, at, -1).amax(1)              # [B] of the runner-up
+    margin = max(1, x.shape[1]//8)
+    return own - rest >= margin
 
 # %% ../../nbs/77_gist.ipynb #topics
+def _span(x, n, topic, kinds, share, g):
+    "`x` and older lines before it, such that `topic` [B] leads within all n: [B,n]"
+    more = n - x.shape[1]
+    def draw(): return _about(topic, more, kinds, share, g)
+    def ok(older): return _leads(torch.cat([older, x], 1), topic, kinds)
+    return torch.cat([_until(ok, draw), x], 1)
+
 def _topics(answer, horizons, extra, kinds, share, g):
     "The topics of all lines, newest last, such that `answer` [B,H] leads within each horizon"
-    x = answer[:, :0]
-    for n, a in zip(horizons, answer.T):
-        x = torch.cat([_until(lambda y: _leads(torch.cat([y, x], 1), a, kinds), lambda: _about(a, n-x.shape[1], kinds, share, g)), x], 1)
+    x = answer[:, :0]                                    # [B,0], grows to the left
+    for n, topic in zip(horizons, answer.T):
+        x = _span(x, n, topic, kinds, share, g)          # [B,n]
     before = torch.randint(kinds, (len(x),), generator=g)
-    return torch.cat([_about(before, extra, kinds, share, g), x], 1)
+    extra = _about(before, extra, kinds, share, g)
+    return torch.cat([extra, x], 1)
 
 # %% ../../nbs/77_gist.ipynb #stream
 _WIDTH = 4 # Tokens of an inference
 
-def _stream(said, lines, asked, asks, times, noise, scatter, split, pool, g):
-    "Episode of rounds: `said` [N,T] kinds of lines (S is noise), then `asked` [N,Q] numbers of `asks`; N = times*batch"
-    (N, T), S = said.shape, len(lines)//pool
-    at = _strewn(T, scatter, noise, N, g)
-    kind = torch.cat([said.gather(1, at.clamp(min=0)).masked_fill(at < 0, S), S+1+asked], 1)
-    kind = kind.view(times, N//times, -1).transpose(0, 1).flatten(1)
+def _stream(
+    said,     # [N,T] kind of each line, N = times*batch
+    lines,    # [S*pool,4] `pool` sentences of each kind of line
+    asked,    # [N,Q] numbers of `asks`
+    asks,     # [A,4] all questions
+    times, noise, scatter, split, pool, g
+):
+    "Episode of `times` rounds of lines, noise and questions"
+    N, T = said.shape
+    S = len(lines)//pool                                                         # kinds of lines; kind S is noise
+    at = _strewn(T, scatter, noise, N, g)                                        # [N,T+scatter+noise]
+    line = said.gather(1, at.clamp(min=0)).masked_fill(at < 0, S)
+    kind = torch.cat([line, S+1+asked], 1)                                       # kinds above S are questions
+    kind = kind.view(times, N//times, -1).transpose(0, 1).flatten(1)             # [B,steps], rounds side by side
+    question = kind > S
     heard = kind*pool + torch.randint(pool, kind.shape, generator=g)
-    ids = torch.cat([lines, _noise(pool, _WIDTH, 'noise', split, g), asks])
+    order = torch.where(question, (S+1)*pool+kind-S-1, heard)
+    ids = torch.cat([lines, _noise(pool, _WIDTH, 'noise', split, g), asks])      # [(S+1)*pool+A,4]
     labels = torch.full_like(ids, -100)
     labels[-len(asks):, -1] = asks[:, -1]
-    end, ask = kind.shape[1]-asked.shape[1], tuple((kind > S).any(0).nonzero().flatten().tolist())
-    return Episode(ids, (ids != VOCAB.pad).long(), labels, torch.where(kind > S, (S+1)*pool+kind-S-1, heard), ask, (end-noise, end), kind < S)
+    ask = tuple(question.any(0).nonzero().flatten().tolist())
+    end = kind.shape[1] - asked.shape[1]                                         # first of the last questions
+    return Episode(ids, (ids != VOCAB.pad).long(), labels, order, ask, (end-noise, end), kind < S)
 
 # %% ../../nbs/77_gist.ipynb #questions
 def _questions(kind, horizon, answers):
     "Every horizon with every answer: [H*K,4]"
-    return _query(VOCAB.ask, kind, horizon.repeat_interleave(len(answers)), answers.repeat(len(horizon)), n=len(horizon)*len(answers), L=_WIDTH)
+    H, K = len(horizon), len(answers)
+    return _query(VOCAB.ask, kind, horizon.repeat_interleave(K), answers.repeat(H), n=H*K, L=_WIDTH)
 
 def _chosen(answer, kinds, every, g):
     "Numbers of the questions: all horizons, or one, the same for `kinds` rows on end"
-    q = answer + kinds*torch.arange(answer.shape[1])
-    one = torch.randint(q.shape[1], (-(-len(q)//kinds), 1), generator=g).repeat_interleave(kinds, 0)[:len(q)]
+    n, H = answer.shape
+    q = answer + kinds*torch.arange(H)                               # [n,H]
+    groups = -(-n//kinds)                                            # n/kinds, rounded up
+    one = torch.randint(H, (groups, 1), generator=g)
+    one = one.repeat_interleave(kinds, 0)[:n]                        # [n,1]
     return q if every else q.gather(1, one)
 
 # %% ../../nbs/77_gist.ipynb #within
@@ -88,131 +122,178 @@ def _within(**limits):
 
 # %% ../../nbs/77_gist.ipynb #topic
 def topic(
-    batch:int,                    # Lives; a multiple of `kinds` makes chance exact
-    noise:int,                    # Noise inferences between the last line and the questions
-    generator:torch.Generator,
-    horizons=(4, 16, 64, 256),    # How many of the last lines the questions are about: powers of 4
-    kinds:int=4,                  # Topics, 3 to 16
-    share:float=.6,               # Of a span's lines are about its topic, .5 to 1
-    every:bool=True,              # Ask for all horizons; else for one of them
-    times:int=1,                  # Rounds of lines and questions
-    extra:int=24,                 # Lines of each round before its longest horizon
-    scatter:int=0,                # Noise inferences strewn among a round's lines; they don't count as lines
-    split:str='train', pool:int=32
+    batch:int,                          # Lives; a multiple of `kinds` makes chance exact
+    noise:int,                          # Noise inferences between the last line and the questions
+    generator:torch.Generator,          # Draws everything
+    horizons:tuple=(4, 16, 64, 256),    # How many of the last lines the questions are about: powers of 4
+    kinds:int=4,                        # Topics, 3 to 16
+    share:float=.6,                     # Of a span's lines are about its topic, .5 to 1
+    every:bool=True,                    # Ask for all horizons; else for one of them
+    times:int=1,                        # Rounds of lines and questions
+    extra:int=24,                       # Lines of each round before its longest horizon
+    scatter:int=0,                      # Noise inferences strewn among a round's lines; they don't count as lines
+    split:str='train',                  # Sentences: 'train' or 'test'
+    pool:int=32                         # Distinct sentences of each kind
 ) -> Episode:
     "Asked for the dominant topic of the last n lines; chance 1/kinds"
     _within(kinds=(kinds, 3, 16), share=(share, .5, 1), times=(times, 1, math.inf), extra=(extra, 0, math.inf))
-    symbol, key, g = _horizons(horizons, 1), VOCAB.key.start + torch.arange(kinds), generator
-    answer = _balanced(batch*times, kinds, len(horizons), g)
-    said = _topics(answer, horizons, extra, kinds, share, g)
-    lines = _told({2: key.repeat_interleave(pool)}, kinds*pool, _WIDTH, split, g)
-    return _stream(said, lines, _chosen(answer, kinds, every, g), _questions(VOCAB.fact, symbol, key), times, noise, scatter, split, pool, g)
+    g = generator
+    symbol = _horizons(horizons, 1)
+    key = VOCAB.key.start + torch.arange(kinds)
+    answer = _balanced(batch*times, kinds, len(horizons), g)                             # [times*batch,H]
+    said = _topics(answer, horizons, extra, kinds, share, g)                             # [times*batch,T]
+    lines = _told({2: key.repeat_interleave(pool)}, kinds*pool, _WIDTH, split, g)        # [kinds*pool,4]
+    asked = _chosen(answer, kinds, every, g)
+    asks = _questions(VOCAB.fact, symbol, key)
+    return _stream(said, lines, asked, asks, times, noise, scatter, split, pool, g)
 
 # %% ../../nbs/77_gist.ipynb #vote
 def vote(
     episode:Episode,       # Of `topic`
-    weights:torch.Tensor   # [N,A] a weighting per row: of the newest inference before the questions, of the one before it, ...; older: 0
+    weights:torch.Tensor   # [N,A] a weighting per row: by age, of the newest inference before the questions first
 ) -> torch.Tensor:         # [N,H] accuracy at each horizon, shortest first
-    "How often a weighted vote over the inferences names the dominant topic"
-    x, ask = episode.ids[episode.order], list(episode.ask)
-    lived = torch.ones(x.shape[1]).index_fill(0, torch.tensor(ask), 0.)
-    age = (lived.cumsum(0)[ask][:, None] - lived.cumsum(0)).long()
-    use = (lived > 0) & (torch.arange(x.shape[1]) < torch.tensor(ask)[:, None]) & (age < weights.shape[1])
+    "How often a weighted vote over the inferences names the dominant topic; those older than A count nothing"
+    x = episode.ids[episode.order]                                   # [B,T,4]
+    T, ask = x.shape[1], torch.tensor(list(episode.ask))
+    lived = torch.ones(T).index_fill(0, ask, 0.)                     # [T] questions don't count
+    passed = lived.cumsum(0)
+    age = (passed[ask][:, None] - passed).long()                     # [Q,T]
+    use = (lived > 0) & (torch.arange(T) < ask[:, None]) & (age < weights.shape[1])
+    weight = weights[:, age.clamp(0, weights.shape[1]-1)]*use        # [N,Q,T]
     key = x[..., 2] - VOCAB.key.start
-    said = F.one_hot(key.clamp(0, 15), 16)*((key >= 0) & (key < 16))[..., None]
-    votes = torch.einsum('nqt,btk->nbqk', weights[:, age.clamp(0, weights.shape[1]-1)]*use, said.to(weights))
-    right, n = (votes.argmax(-1) == x[:, ask, 3]-VOCAB.key.start).to(weights), x[:, ask, 2]
-    return torch.stack([right[:, n == h].mean(1) for h in n.unique()], 1)
+    told = (key >= 0) & (key < 16)
+    said = F.one_hot(key.clamp(0, 15), 16)*told[..., None]           # [B,T,16]
+    votes = torch.einsum('nqt,btk->nbqk', weight, said.to(weights))
+    right = (votes.argmax(-1) == x[:, ask, 3]-VOCAB.key.start).to(weights)   # [N,B,Q]
+    horizon = x[:, ask, 2]                                           # [B,Q]
+    return torch.stack([right[:, horizon == h].mean(1) for h in horizon.unique()], 1)
 
 # %% ../../nbs/77_gist.ipynb #moves
 def _moves(x):
     "1: up, -1: down, 0: none, 2: undecided, by the means of the newer and the older half of `x` [B,n]"
     old, new = x.float().chunk(2, 1)
-    d = new.mean(1) - old.mean(1)
-    return torch.where(d.abs() >= .5, d.sign(), torch.where(d.abs() <= .25, 0, 2)).long()
+    step = new.mean(1) - old.mean(1)                     # [B]
+    small = torch.where(step.abs() <= .25, 0, 2)
+    return torch.where(step.abs() >= .5, step.sign(), small).long()
 
 def _wobble(mean, n, g):
     "Levels around `mean`: [B,n]"
-    return (mean + 1.25*torch.randn(len(mean), n, generator=g)).round().clamp(0, 7).long()
+    noise = torch.randn(len(mean), n, generator=g)
+    return (mean + 1.25*noise).round().clamp(0, 7).long()
 
 # %% ../../nbs/77_gist.ipynb #newer
 def _newer(x, n, g):
     "Lines before `x` up to half a window of n, whose mean doesn't depend on its direction"
-    u, m = torch.rand(len(x), 1, generator=g), n//2-x.shape[1]
-    mean = (x.float().mean(1, keepdim=True) + 2*u-1).clamp(2, 5) if x.shape[1] else 2+3*u
-    near = lambda y: (torch.cat([y, x], 1).float().mean(1, keepdim=True) - mean).abs().squeeze(1) <= .5
-    return torch.cat([_until(near, lambda: _wobble((mean*(n//2) - x.sum(1, keepdim=True))/m, m, g)), x], 1)
+    half = n//2
+    more = half - x.shape[1]                             # lines to draw
+    u = torch.rand(len(x), 1, generator=g)
+    if x.shape[1]: mean = (x.float().mean(1, keepdim=True) + 2*u-1).clamp(2, 5)
+    else: mean = 2+3*u                                   # [B,1] of the whole half
+    def draw():
+        lacking = mean*half - x.sum(1, keepdim=True)
+        return _wobble(lacking/more, more, g)
+    def near(y):
+        got = torch.cat([y, x], 1).float().mean(1, keepdim=True)
+        return (got - mean).abs().squeeze(1) <= .5
+    return torch.cat([_until(near, draw), x], 1)         # [B,half]
 
 # %% ../../nbs/77_gist.ipynb #levels
+def _older(x, n, way, g):
+    "`x`, half a window, and the older half before it, such that the move within both is `way` [B]: [B,n]"
+    slope = torch.linspace(1.6, 0, n//2)
+    path = x.float().mean(1, keepdim=True) - way[:, None]*slope      # [B,n/2]
+    def draw(): return _wobble(path, n//2, g)
+    def ok(older): return _moves(torch.cat([older, x], 1)) == way
+    return torch.cat([_until(ok, draw), x], 1)
+
 def _levels(way, horizons, extra, g):
     "The levels of all lines, newest last, such that `way` [B,H] of -1, 0, 1 is their move within each horizon"
-    x = way[:, :0]
+    x = way[:, :0]                                       # [B,0], grows to the left
     for n, d in zip(horizons, way.T):
-        x = _newer(x, n, g)
-        path = x.float().mean(1, keepdim=True) - d[:, None]*torch.linspace(1.6, 0, n//2)
-        x = torch.cat([_until(lambda y: _moves(torch.cat([y, x], 1)) == d, lambda: _wobble(path, n//2, g)), x], 1)
-    return torch.cat([_wobble(7*torch.rand(len(x), 1, generator=g), extra, g), x], 1)
+        x = _newer(x, n, g)                              # [B,n/2]
+        x = _older(x, n, d, g)                           # [B,n]
+    before = 7*torch.rand(len(x), 1, generator=g)
+    return torch.cat([_wobble(before, extra, g), x], 1)
 
 # %% ../../nbs/77_gist.ipynb #trend
 def trend(
-    batch:int,                    # Lives; a multiple of 3 makes chance exact
-    noise:int,                    # Noise inferences between the last line and the questions
-    generator:torch.Generator,
-    horizons=(4, 16, 64, 256),    # How many of the last lines the questions are about: powers of 4 from 4
-    every:bool=True,              # Ask for all horizons; else for one of them
-    times:int=1,                  # Rounds of lines and questions
-    extra:int=24,                 # Lines of each round before its longest horizon
-    scatter:int=0,                # Noise inferences strewn among a round's lines; they don't count as lines
-    split:str='train', pool:int=32
+    batch:int,                          # Lives; a multiple of 3 makes chance exact
+    noise:int,                          # Noise inferences between the last line and the questions
+    generator:torch.Generator,          # Draws everything
+    horizons:tuple=(4, 16, 64, 256),    # How many of the last lines the questions are about: powers of 4 from 4
+    every:bool=True,                    # Ask for all horizons; else for one of them
+    times:int=1,                        # Rounds of lines and questions
+    extra:int=24,                       # Lines of each round before its longest horizon
+    scatter:int=0,                      # Noise inferences strewn among a round's lines; they don't count as lines
+    split:str='train',                  # Sentences: 'train' or 'test'
+    pool:int=32                         # Distinct sentences of each kind
 ) -> Episode:
     "Asked whether the level rose, fell or stayed over the last n lines; chance 1/3"
     _within(times=(times, 1, math.inf), extra=(extra, 0, math.inf))
-    symbol, g = _horizons(horizons, 4), generator
+    g = generator
+    symbol = _horizons(horizons, 4)
     way = torch.tensor([VOCAB.names.index('down'), VOCAB.none, VOCAB.names.index('up')])
-    answer = _balanced(batch*times, 3, len(horizons), g)
-    said = _levels(answer-1, horizons, extra, g)
-    lines = _told({2: VOCAB.value.start + torch.arange(8).repeat_interleave(pool)}, 8*pool, _WIDTH, split, g)
-    return _stream(said, lines, _chosen(answer, 3, every, g), _questions(VOCAB.act, symbol, way), times, noise, scatter, split, pool, g)
+    answer = _balanced(batch*times, 3, len(horizons), g)                                 # [times*batch,H]
+    said = _levels(answer-1, horizons, extra, g)                                         # [times*batch,T]
+    level = VOCAB.value.start + torch.arange(8)
+    lines = _told({2: level.repeat_interleave(pool)}, 8*pool, _WIDTH, split, g)          # [8*pool,4]
+    asked = _chosen(answer, 3, every, g)
+    asks = _questions(VOCAB.act, symbol, way)
+    return _stream(said, lines, asked, asks, times, noise, scatter, split, pool, g)
 
 # %% ../../nbs/77_gist.ipynb #run
 def _run(plan, done, most, plans, g):
     "Kinds of the lines of a plan: its start, then `most` places of which `done` [B] are stops: [B,1+most]"
-    rank = torch.cat([torch.rand(len(plan), most-1, generator=g), -torch.ones(len(plan), 1)], 1).argsort(1).argsort(1)
-    return torch.cat([plan[:, None], torch.where(rank < done[:, None], plans, plans+1)], 1)
+    key = torch.rand(len(plan), most-1, generator=g)
+    key = torch.cat([key, -torch.ones(len(plan), 1)], 1)             # the last place ranks first
+    rank = key.argsort(1).argsort(1)                                 # [B,most]
+    line = torch.where(rank < done[:, None], plans, plans+1)         # a stop, or noise
+    return torch.cat([plan[:, None], line], 1)
 
 # %% ../../nbs/77_gist.ipynb #plan-phase
 def plan_phase(
-    batch:int,                    # Lives; a multiple of `phases` and `plans` makes chance exact
-    noise:int,                    # Noise inferences before the questions
-    generator:torch.Generator,
-    phases:int=4,                 # Of a plan, 2 to 8
-    plans:int=4,                  # 2 to 16
-    steps:int=1,                  # Stops that end a phase
-    questions=('phase', 'plan'),  # What is asked, in this order
-    restart:bool=True,            # Another plan comes first
-    scatter:int=16,               # Noise inferences strewn among the lines
-    split:str='train', pool:int=32
+    batch:int,                          # Lives; a multiple of `phases` and `plans` makes chance exact
+    noise:int,                          # Noise inferences before the questions
+    generator:torch.Generator,          # Draws everything
+    phases:int=4,                       # Of a plan, 2 to 8
+    plans:int=4,                        # 2 to 16
+    steps:int=1,                        # Stops that end a phase
+    questions:tuple=('phase', 'plan'),  # What is asked, in this order
+    restart:bool=True,                  # Another plan comes first
+    scatter:int=16,                     # Noise inferences strewn among the lines
+    split:str='train',                  # Sentences: 'train' or 'test'
+    pool:int=32                         # Distinct sentences of each kind
 ) -> Episode:
     "Asked which phase of a plan is under way, and which plan; chance 1/phases and 1/plans"
     _within(phases=(phases, 2, 8), plans=(plans, 2, 16), steps=(steps, 1, math.inf))
-    if not questions or set(questions) - {'phase', 'plan'}: raise ValueError(f"questions: expected some of 'phase' and 'plan', got {questions}")
-    g, most = generator, phases*steps-1
-    phase, plan = (_balanced(batch, k, 1, g).squeeze(1) for k in (phases, plans))
-    drawn = lambda n: torch.randint(n, (batch,), generator=g)
-    runs = [_run(drawn(plans), drawn(most+1), most, plans, g)]*restart + [_run(plan, phase*steps+drawn(steps), most, plans, g)]
+    if not questions or set(questions) - {'phase', 'plan'}:
+        raise ValueError(f"questions: expected some of 'phase' and 'plan', got {questions}")
+    g = generator
+    most = phases*steps - 1                              # stops before the plan is done
+    def drawn(n): return torch.randint(n, (batch,), generator=g)
+    phase = _balanced(batch, phases, 1, g).squeeze(1)    # [B]
+    plan = _balanced(batch, plans, 1, g).squeeze(1)      # [B]
+    runs = [_run(drawn(plans), drawn(most+1), most, plans, g)]*restart
+    runs.append(_run(plan, phase*steps+drawn(steps), most, plans, g))
+    said = torch.cat(runs, 1)                            # [B,T]
     asked = torch.stack([phase if q == 'phase' else phases+plan for q in questions], 1)
-    return _stream(torch.cat(runs, 1), _plan_lines(plans, pool, split, g), asked, _plan_asks(phases, plans), 1, noise, scatter, split, pool, g)
+    lines = _plan_lines(plans, pool, split, g)
+    return _stream(said, lines, asked, _plan_asks(phases, plans), 1, noise, scatter, split, pool, g)
 
 # %% ../../nbs/77_gist.ipynb #plan-lines
 def _plan_lines(plans, pool, split, g):
     "The sentences of every start, then those of a stop"
-    start = _told({1: VOCAB.tell, 2: VOCAB.key.start + torch.arange(plans).repeat_interleave(pool)}, plans*pool, _WIDTH, split, g)
-    return torch.cat([start, _told({2: VOCAB.move.start + STOP}, pool, _WIDTH, split, g)])
+    key = VOCAB.key.start + torch.arange(plans)
+    start = {1: VOCAB.tell, 2: key.repeat_interleave(pool)}
+    stop = {2: VOCAB.move.start + STOP}
+    return torch.cat([_told(start, plans*pool, _WIDTH, split, g), _told(stop, pool, _WIDTH, split, g)])
 
 def _plan_asks(phases, plans):
     "Questions for each phase, then for each plan"
-    return torch.cat([_query(VOCAB.ask, VOCAB.screen, VOCAB.count.start + torch.arange(phases), n=phases, L=_WIDTH),
-                      _query(VOCAB.ask, VOCAB.tell, VOCAB.key.start + torch.arange(plans), n=plans, L=_WIDTH)])
+    phase = VOCAB.count.start + torch.arange(phases)
+    plan = VOCAB.key.start + torch.arange(plans)
+    return torch.cat([_query(VOCAB.ask, VOCAB.screen, phase, n=phases, L=_WIDTH),
+                      _query(VOCAB.ask, VOCAB.tell, plan, n=plans, L=_WIDTH)])
 
 # %% ../../nbs/77_gist.ipynb #registry
 TASKS.update(topic=(topic, 1/4), trend=(trend, 1/3), plan_phase=(plan_phase, 1/4))
