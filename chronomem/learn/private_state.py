@@ -9,22 +9,25 @@ __all__ = ['GAMES', 'material', 'is_held_out', 'Games', 'number', 'shows', 'spel
 
 # %% ../../nbs/77a_private_state.ipynb #imports
 import collections, functools, hashlib, json, random, re
+from collections.abc import Generator
 from dataclasses import dataclass
+from fastcore.basics import patch
 from ..backbone.model import _asset
 from ..backbone.thinking import Asked
 
 # %% ../../nbs/77a_private_state.ipynb #split
 @functools.cache
-def material()->dict:
+def material()->dict:   # 'words', 'things', 'table', 'properties', 'steps', 'names', 'phrasings'
     "Words, things, properties and phrasings"
     return json.loads(_asset('secrets.json').read_text(encoding='utf8'))
 
 def is_held_out(
-    x,          # an item
-    every=5     # one in so many
+    x:object,      # an item; its text counts
+    every:int=5    # one in so many
 )->bool:
     "Is this item kept for judging?"
-    return int(hashlib.md5(str(x).encode()).hexdigest(), 16) % every == 0
+    digest = hashlib.md5(str(x).encode()).hexdigest()
+    return int(digest, 16) % every == 0
 
 def _article(word): return 'an' if word[0] in 'aeiou' else 'a'
 
@@ -32,46 +35,75 @@ def _article(word): return 'an' if word[0] in 'aeiou' else 'a'
 class Games:
     "Draws secrets, the thoughts that keep them, and questions with the answers that fit"
     def __init__(self,
-        items:str='train',      # 'train' or 'test': of words, numbers, things, names, steps
-        phrasings:str='train',  # 'train' or 'test'
-        kinds:dict=None         # name → weight; None: all
+        items:str='train',       # 'train' or 'test': of words, numbers, things, names, steps
+        phrasings:str='train',   # 'train' or 'test'
+        kinds:dict|None=None     # name → weight; None: all
     ):
         for k, v in dict(items=items, phrasings=phrasings).items():
             if v not in ('train', 'test'): raise ValueError(f"{k}: got {v!r}, expected 'train' or 'test'")
         m = material()
-        mine = lambda xs: [x for x in xs if is_held_out(x) == (items == 'test')]
+        def mine(xs): return [x for x in xs if is_held_out(x) == (items == 'test')]
         self.side, self.says, self.table = phrasings, m['phrasings'], m['table']
         self.numbers, self.words, self.things = mine(range(1, 101)), mine(m['words']), mine(m['things'])
         self.properties, self.steps, self.names = mine(m['properties']), mine(m['steps']), mine(m['names'])
         self.kinds = kinds or dict(number=3, word=4, thing=2.5, plan=1, press=1)
     @functools.cached_property
-    def by_length(self):
+    def by_length(self)->dict:
+        "Length → its words"
         out = collections.defaultdict(list)
         for w in self.words: out[len(w)].append(w)
         return out
-    def say(self, rng, kind, what, **kw): return rng.choice(self.says[kind][what][self.side]).format(**kw)
+
+# %% ../../nbs/77a_private_state.ipynb #say
+@patch
+def say(self:Games,
+    rng:random.Random,    # draws one
+    kind:str,             # a game: a key of GAMES
+    what:str,             # what is said in it: 'thought', 'is', 'what', ...
+    **kw                  # what stands in the gaps of the phrasing
+)->str:
+    "One of the phrasings, drawn at random"
+    return rng.choice(self.says[kind][what][self.side]).format(**kw)
 
 # %% ../../nbs/77a_private_state.ipynb #number
-def _guess(rng, secret, others, share=.4): return secret if rng.random() < share else rng.choice(others)
+def _guess(rng, secret, others, share=.4):
+    "The secret, or with probability 1-share another"
+    return secret if rng.random() < share else rng.choice(others)
 
 def _truth(yes): return 'Yes.' if yes else 'No.'
 
+# %% ../../nbs/77a_private_state.ipynb #number-draw
 def number(
-    g:Games, rng
-):          # thought, and what draws a question and its answer
+    g:Games,             # whose numbers and phrasings
+    rng:random.Random    # draws the secret, and later the questions
+)->tuple:                # (thought, what draws a question and its answer)
     "A number from 1 to 10, 20 or 100"
     top = rng.choice((10, 10, 20, 100))
     pool = [n for n in g.numbers if n <= top]
     n = rng.choice(pool)
     return g.say(rng, 'number', 'thought', n=n), lambda: _number(g, rng, n, pool)
 
-def _number(g, rng, n, pool):
-    what, far = rng.random(), [k for k in pool if k != n]
+# %% ../../nbs/77a_private_state.ipynb #near
+def _near(g, n):
+    "Numbers that are easily taken for n: up to three that begin alike, and the six next to it"
     others = [k for k in g.numbers if k != n]
-    alike = lambda k: str(k)[0] == str(n)[0] and len(str(k)) != len(str(n))   # 1 and 10
-    near = sorted(others, key=lambda k: (not alike(k), abs(k-n)))[:3] + sorted(others, key=lambda k: abs(k-n))[:6]
+    def distance(k): return abs(k-n)
+    def unlike(k):                                       # 1 and 10 are alike
+        begins = str(k)[0] == str(n)[0]
+        return not (begins and len(str(k)) != len(str(n)))
+    lookalikes = sorted(others, key=lambda k: (unlike(k), distance(k)))
+    closest = sorted(others, key=distance)
+    return lookalikes[:3] + closest[:6]
+
+# %% ../../nbs/77a_private_state.ipynb #number-ask
+def _number(g, rng, n, pool):
+    "A question about the number n, and its answer"
+    what = rng.random()
+    far = [k for k in pool if k != n]
+    near = _near(g, n)
     if what < .6:
-        k = _guess(rng, n, far if far and rng.random() < .6 else near)
+        wrong = far if far and rng.random() < .6 else near
+        k = _guess(rng, n, wrong)
         return g.say(rng, 'number', 'is', k=k), _truth(k == n)
     if what < .75: return g.say(rng, 'number', 'what'), f'It is {n}.'
     if what < .9:
@@ -85,75 +117,123 @@ def _number(g, rng, n, pool):
 
 # %% ../../nbs/77a_private_state.ipynb #word
 def shows(
-    word, letter
+    word:str,      # the secret
+    letter:str     # what is asked for
 )->str:
     "What a hangman's host replies: at which places the letter stands"
     at = [str(i) for i, c in enumerate(word, 1) if c == letter]
     return f'Yes, at {" and ".join(at)}.' if at else 'No.'
 
-def spelled(g, rng, word):
+def spelled(
+    g:Games,              # whose phrasings
+    rng:random.Random,    # draws one
+    word:str              # the secret
+)->str:
     "The thought of a word, with the places of each of its letters"
-    places = {c: ' and '.join(str(i) for i, x in enumerate(word, 1) if x == c) for c in word}
-    return g.say(rng, 'word', 'thought', n=word, s=' '.join(f'{c} {at}' for c, at in places.items()))
+    places = {}
+    for i, c in enumerate(word, 1): places.setdefault(c, []).append(str(i))
+    letters = [f'{c} {" and ".join(at)}' for c, at in places.items()]
+    return g.say(rng, 'word', 'thought', n=word, s=' '.join(letters))
 
-def word(g, rng):
+# %% ../../nbs/77a_private_state.ipynb #word-draw
+def word(
+    g:Games,             # whose words and phrasings
+    rng:random.Random    # draws the secret, and later the questions
+)->tuple:                # (thought, what draws a question and its answer)
     "A word of 4 to 9 letters"
     w = rng.choice(g.words)
     return spelled(g, rng, w), lambda: _word(g, rng, w)
 
 def _like(g, rng, word):
     "Another word; mostly one of the same length that shares letters"
-    pool = [x for x in rng.sample(g.by_length[len(word)], min(40, len(g.by_length[len(word)]))) if x != word]
-    if not pool: return rng.choice([x for x in g.words if x != word])
-    return max(pool, key=lambda x: sum(a == b for a, b in zip(x, word))) if rng.random() < .6 else rng.choice(pool)
+    same = g.by_length[len(word)]
+    pool = [x for x in rng.sample(same, min(40, len(same))) if x != word]
+    if not pool:
+        others = [x for x in g.words if x != word]
+        return rng.choice(others)
+    def shared(x): return sum(a == b for a, b in zip(x, word))
+    if rng.random() < .6: return max(pool, key=shared)
+    return rng.choice(pool)
 
+# %% ../../nbs/77a_private_state.ipynb #word-ask
 def _word(g, rng, word):
+    "A question about the word, and its answer"
     what = rng.random()
     if what < .45:
         k = _guess(rng, word, [_like(g, rng, word)])
         return g.say(rng, 'word', 'is', k=k), _truth(k == word)
     if what < .58: return g.say(rng, 'word', 'what'), f'It is {word}.'
     if what > .95: return g.say(rng, 'word', 'length'), f'It has {len(word)} letters.'
-    c = rng.choice(word) if rng.random() < .6 else rng.choice('etaoinshrdlucmfwypvbgk')
+    letters = word if rng.random() < .6 else 'etaoinshrdlucmfwypvbgk'
+    c = rng.choice(letters)
     return g.say(rng, 'word', 'letter', c=c), shows(word, c)
 
 # %% ../../nbs/77a_private_state.ipynb #thing
-def described(g, rng, thing, properties):
-    return g.say(rng, 'thing', 'thought', n=thing, a=_article(thing), s=', '.join(properties) or 'nothing special')
+def described(
+    g:Games,              # whose phrasings
+    rng:random.Random,    # draws one
+    thing:str,            # the secret
+    properties:list       # what it has; may be empty
+)->str:
+    "The thought of a thing with its properties"
+    has = ', '.join(properties) or 'nothing special'
+    return g.say(rng, 'thing', 'thought', n=thing, a=_article(thing), s=has)
 
-def thing(g, rng):
+def thing(
+    g:Games,             # whose things, properties and phrasings
+    rng:random.Random    # draws the secret, and later the questions
+)->tuple:                # (thought, what draws a question and its answer)
     "A thing with two or three properties, drawn at random so that only the thought can tell"
-    t, p = rng.choice(g.things), rng.sample(g.properties, rng.choice((2, 3, 3)))
-    return described(g, rng, t, p), lambda: _thing(g, rng, t, p)
+    t = rng.choice(g.things)
+    properties = rng.sample(g.properties, rng.choice((2, 3, 3)))
+    return described(g, rng, t, properties), lambda: _thing(g, rng, t, properties)
 
+# %% ../../nbs/77a_private_state.ipynb #thing-ask
 def _thing(g, rng, thing, properties):
+    "A question about the thing, and its answer"
     what = rng.random()
     if what < .45:
         k = _guess(rng, thing, [x for x in g.things if x != thing])
         return g.say(rng, 'thing', 'is', k=k, a=_article(k)), _truth(k == thing)
     if what < .6: return g.say(rng, 'thing', 'what'), f'It is {_article(thing)} {thing}.'
-    p = _guess(rng, rng.choice(properties), [x for x in g.properties if x not in properties], .5)
+    own = rng.choice(properties)
+    others = [x for x in g.properties if x not in properties]
+    p = _guess(rng, own, others, .5)
     return g.say(rng, 'thing', 'has', p=p), _truth(p in properties)
 
 # %% ../../nbs/77a_private_state.ipynb #plan
-def plan(g, rng):
+def plan(
+    g:Games,             # whose steps and phrasings
+    rng:random.Random    # draws the secret, and later the questions
+)->tuple:                # (thought, what draws a question and its answer)
     "Three steps, and which of them is under way"
-    s, i = rng.sample(g.steps, 3), rng.randrange(3)
-    return g.say(rng, 'plan', 'thought', x=s[0], y=s[1], z=s[2], now=s[i]), lambda: _plan(g, rng, s, i)
+    steps = rng.sample(g.steps, 3)
+    i = rng.randrange(3)
+    first, second, third = steps
+    thought = g.say(rng, 'plan', 'thought', x=first, y=second, z=third, now=steps[i])
+    return thought, lambda: _plan(g, rng, steps, i)
 
-def _plan(g, rng, s, i):
+def _plan(g, rng, steps, i):
+    "A question about the plan, and its answer"
     q = rng.choice(('first', 'last', 'now', 'next'))
-    a = dict(first=s[0], last=s[2], now=s[i], next=s[i+1] if i < 2 else '')[q]
-    return g.say(rng, 'plan', q), f'I {a}.' if a else 'Nothing, that was the last step.'
+    after = steps[i+1] if i < 2 else ''
+    step = dict(first=steps[0], last=steps[2], now=steps[i], next=after)[q]
+    answer = f'I {step}.' if step else 'Nothing, that was the last step.'
+    return g.say(rng, 'plan', q), answer
 
-def press(g, rng):
+# %% ../../nbs/77a_private_state.ipynb #press
+def press(
+    g:Games,             # whose names and phrasings
+    rng:random.Random    # draws the secret, and later the questions
+)->tuple:                # (thought, what draws a question and its answer)
     "A key that is pressed to spell a name"
     n = rng.choice(g.names)
     i = rng.randrange(len(n))
     def ask():
         if rng.random() < .3: return g.say(rng, 'press', 'what'), f'I spell {n}.'
         return g.say(rng, 'press', 'why', c=n[i]), f'To spell {n}.'
-    return g.say(rng, 'press', 'thought', n=n, c=n[i], s=n[:i] or '-'), ask
+    thought = g.say(rng, 'press', 'thought', n=n, c=n[i], s=n[:i] or '-')
+    return thought, ask
 
 GAMES = dict(number=number, word=word, thing=thing, plan=plan, press=press)
 
@@ -161,9 +241,9 @@ GAMES = dict(number=number, word=word, thing=thing, plan=plan, press=press)
 _NAMED = dict(number='number', word='word|letter', thing='thing', plan='plan|step', press='press|spell|writing')
 
 def draw(
-    g:Games,
-    rng:random.Random,
-    two=.25          # share with a thought of another game, where the question names its own
+    g:Games,              # whose items and phrasings
+    rng:random.Random,    # draws everything
+    two:float=.25         # share with a thought of another game, where the question names its own
 )->Asked:
     "An example"
     kind = rng.choices([*g.kinds], [*g.kinds.values()])[0]
@@ -177,16 +257,24 @@ def draw(
 
 # %% ../../nbs/77a_private_state.ipynb #fits
 def fits_letters(
-    word,     # a candidate
-    turns     # (letter, reply) so far
+    word:str,      # a candidate
+    turns:list     # (letter, reply) so far
 )->bool:
     "Does a word fit what a hangman's host has said?"
     return all(shows(word, c) == reply.strip() for c, reply in turns)
 
-def fits_properties(thing, turns):
+def fits_properties(
+    thing:str,     # a candidate
+    turns:list     # (property, reply) so far
+)->bool:
     "Does a thing fit what was said of its properties?"
-    return all((p in material()['table'].get(thing, ())) == reply.strip().lower().startswith('yes') for p, reply in turns)
+    has = material()['table'].get(thing, ())
+    for p, reply in turns:
+        yes = reply.strip().lower().startswith('yes')
+        if (p in has) != yes: return False
+    return True
 
+# %% ../../nbs/77a_private_state.ipynb #outcome
 @dataclass
 class Outcome:
     "What became of an episode"
@@ -196,54 +284,80 @@ class Outcome:
     sure: list        # probability of yes for each
     fits: bool        # does the revealed one fit what was said in public?
     @property
-    def judged(self): return len(self.sure) > 1 or not self.fits
+    def judged(self)->bool:
+        "Is there anything to tell the revealed one from, or is it wrong anyway?"
+        return len(self.sure) > 1 or not self.fits
     @property
-    def consistent(self): return self.fits and self.judged and self.sure[0] > .5 and max(self.sure[1:]) <= .5
+    def consistent(self)->bool:
+        "Does the revealed one fit, and is it alone confirmed?"
+        if not (self.fits and self.judged): return False
+        own, *others = self.sure
+        return own > .5 and max(others) <= .5
 
 # %% ../../nbs/77a_private_state.ipynb #hangman
 def _first(text, known):
-    "The first known item that a reply names"
-    for w in re.findall(r"[a-z0-9]+", text.lower()):
+    "The first known item that a reply names; else its first word"
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    for w in words:
         if w in known: return w
-    return (re.findall(r"[a-z0-9]+", text.lower()) or [''])[0]
+    return words[0] if words else ''
 
+# %% ../../nbs/77a_private_state.ipynb #episode
 def _episode(g, rng, kind, asked, known, fits, ask):
+    "A generator: yields (what is wanted, the question or questions), is sent the reply, returns an `Outcome`"
     turns = []
-    for x in asked: turns.append((x, (yield 'reply', ask(x))))
-    told = _first((yield 'reveal', g.say(rng, kind, 'what')), known)
+    for x in asked:
+        reply = yield 'reply', ask(x)
+        turns.append((x, reply))
+    revealed = yield 'reveal', g.say(rng, kind, 'what')
+    told = _first(revealed, known)
     others = [w for w in known if w != told and fits(w, turns)]
     some = [told, *rng.sample(others, min(4, len(others)))]
     sure = yield 'sure', [g.say(rng, kind, 'is', k=k, a=_article(k or 'x')) for k in some]
-    return Outcome(turns, told, some, [float(p) for p in sure], told in known and fits(told, turns))
+    fitting = told in known and fits(told, turns)
+    return Outcome(turns, told, some, [float(p) for p in sure], fitting)
 
+# %% ../../nbs/77a_private_state.ipynb #hangman-fn
 def hangman(
-    g:Games,      # whose words and phrasings
-    rng,
-    length:int,   # of the word, which is public
-    turns:int=4
-):                # a generator that returns an `Outcome`
+    g:Games,              # whose words and phrasings
+    rng:random.Random,    # draws letters and candidates
+    length:int,           # of the word, which is public
+    turns:int=4           # letters asked for
+)->Generator:             # returns an `Outcome`
     "Letters are guessed, then the published test"
-    letters = rng.sample('etaoinsrhl', turns//2) + rng.sample('dcumfpgwybvkxjqz', turns-turns//2)   # with four frequent ones often a single word is left
-    known = {w: 1 for w in material()['words'] if len(w) == length}   # also such as were learned with: to deny them is right
-    return _episode(g, rng, 'word', letters, known, fits_letters, lambda c: g.say(rng, 'word', 'letter', c=c))
+    frequent = turns//2   # with four frequent ones often a single word is left
+    letters = rng.sample('etaoinsrhl', frequent) + rng.sample('dcumfpgwybvkxjqz', turns-frequent)
+    known = {w: 1 for w in material()['words'] if len(w) == length}   # also those learned with: to deny them is right
+    def ask(c): return g.say(rng, 'word', 'letter', c=c)
+    return _episode(g, rng, 'word', letters, known, fits_letters, ask)
 
-def twenty_questions(g, rng, turns=4):
+# %% ../../nbs/77a_private_state.ipynb #twenty
+def twenty_questions(
+    g:Games,              # whose phrasings
+    rng:random.Random,    # draws properties and candidates
+    turns:int=4           # properties asked for
+)->Generator:             # returns an `Outcome`
     "Properties are asked for, then the published test"
-    known = {t: 1 for t in material()['table']}
-    common = [*{p: 1 for t in known for p in material()['table'][t]}]
-    return _episode(g, rng, 'thing', rng.sample(common, turns), known, fits_properties, lambda p: g.say(rng, 'thing', 'has', p=p))
+    table = material()['table']
+    known = dict.fromkeys(table, 1)
+    common = list(dict.fromkeys(p for t in known for p in table[t]))
+    asked = rng.sample(common, turns)
+    def ask(p): return g.say(rng, 'thing', 'has', p=p)
+    return _episode(g, rng, 'thing', asked, known, fits_properties, ask)
 
 # %% ../../nbs/77a_private_state.ipynb #play
 def play(
-    episodes,  # generators, one for each secret that the agents keep
-    agents     # has `reply`, `reveal` and `sure`
-)->list:       # `Outcome`s
+    episodes:list,   # generators, one for each secret that the agents keep
+    agents:object    # has `reply`, `reveal` and `sure`
+)->list:             # `Outcome`s
     "Play all episodes side by side"
-    out, wants = [None]*len(episodes), {i: next(e) for i, e in enumerate(episodes)}
+    out = [None]*len(episodes)
+    wants = {i: next(e) for i, e in enumerate(episodes)}   # episode → (what, its question)
     while wants:
         for kind in ('reply', 'reveal', 'sure'):
             who = [i for i, (k, _) in wants.items() if k == kind]
-            got = getattr(agents, kind)(who, [wants[i][1] for i in who]) if who else ()
+            if not who: continue
+            got = getattr(agents, kind)(who, [wants[i][1] for i in who])
             for i, x in zip(who, got):
                 try: wants[i] = episodes[i].send(x)
                 except StopIteration as e:
@@ -253,10 +367,12 @@ def play(
 
 # %% ../../nbs/77a_private_state.ipynb #sums
 def yes_sums(
-    g:Games, rng,
-    n:int,       # lives
-    agents,      # who keep a number each
-    top:int=10   # the largest
-)->list:         # for each life the probability of yes for 1 to top
+    g:Games,              # whose phrasings
+    rng:random.Random,    # draws them
+    n:int,                # lives
+    agents:object,        # who keep a number each; has `sure`
+    top:int=10            # the largest
+)->list:                  # for each life the probability of yes for 1 to top
     "Guess every number, each in a branch that leaves no trace"
-    return agents.sure(range(n), [[g.say(rng, 'number', 'is', k=k) for k in range(1, top+1)] for _ in range(n)])
+    guesses = [[g.say(rng, 'number', 'is', k=k) for k in range(1, top+1)] for _ in range(n)]
+    return agents.sure(range(n), guesses)
