@@ -8,6 +8,7 @@ __all__ = ['wilson', 'interval', 'bootstrap_mean', 'paired_difference', 'statefu
 
 # %% ../../nbs/73_evaluate.ipynb #imports
 import json, math, os, time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import NormalDist, mean
 import torch
@@ -19,146 +20,171 @@ from .tasks import Episode, stream_recall, unroll
 def wilson(
     k:float,              # Successes; fractions are fine
     n:int,                # Trials
-    confidence:float=.95
+    confidence:float=.95  # Probability that the interval holds the rate
 ) -> tuple:               # (low, high)
     "Wilson's interval of a success rate"
     if not (n > 0 and 0 <= k <= n): raise ValueError(f'wilson: expected 0 <= k <= n and n > 0, got k={k}, n={n}')
-    p, z = k/n, NormalDist().inv_cdf((1+confidence)/2)
-    mid, half = p + z*z/(2*n), z*math.sqrt(p*(1-p)/n + z*z/(4*n*n))
-    return (mid-half)/(1+z*z/n) if k > 0 else 0., (mid+half)/(1+z*z/n) if k < n else 1.
+    p = k/n
+    z = NormalDist().inv_cdf((1+confidence)/2)
+    mid = p + z*z/(2*n)
+    half = z*math.sqrt(p*(1-p)/n + z*z/(4*n*n))
+    scale = 1+z*z/n
+    low = (mid-half)/scale if k > 0 else 0.
+    high = (mid+half)/scale if k < n else 1.
+    return low, high
 
 # %% ../../nbs/73_evaluate.ipynb #interval
 def _lives(ok, asked=None):
     "Mean over each life's questions; lives that were asked nothing are left out"
     ok = torch.as_tensor(ok).float()
-    ok = ok.view(len(ok), -1)
-    asked = torch.ones_like(ok) if asked is None else torch.as_tensor(asked).view(ok.shape).float()
+    ok = ok.view(len(ok), -1)                            # [B,Q]
+    if asked is None: asked = torch.ones_like(ok)
+    else: asked = torch.as_tensor(asked).view(ok.shape).float()
     n = asked.sum(1)
-    return (ok*asked).sum(1)[n > 0]/n[n > 0]
+    right = (ok*asked).sum(1)
+    return right[n > 0]/n[n > 0]
 
 def interval(
-    ok,                   # [B] or [B,Q]: right or wrong
-    asked=None,           # The same shape: which questions were asked; None is all
-    confidence:float=.95
-) -> tuple:               # (mean, low, high)
+    ok:torch.Tensor|list,               # [B] or [B,Q]: right or wrong
+    asked:torch.Tensor|list|None=None,  # The same shape: which questions were asked; None is all
+    confidence:float=.95                # Probability that the interval holds the share
+) -> tuple:                             # (mean, low, high)
     "Share of right answers with Wilson's interval, each life counting once"
     x = _lives(ok, asked)
-    return x.mean().item(), *wilson(min(x.sum().item(), len(x)), len(x), confidence)
+    right = min(x.sum().item(), len(x))  # rounding may lift the sum above
+    return x.mean().item(), *wilson(right, len(x), confidence)
 
 # %% ../../nbs/73_evaluate.ipynb #bootstrap
 def bootstrap_mean(
-    values,               # [B] one number per life
-    confidence:float=.95,
-    draws:int=2000,       # Resamples
-    seed:int=0
-) -> tuple:               # (mean, low, high)
+    values:torch.Tensor|list,  # [B] one number per life
+    confidence:float=.95,      # Probability that the interval holds the mean
+    draws:int=2000,            # Resamples
+    seed:int=0                 # Of the resamples
+) -> tuple:                    # (mean, low, high)
     "Mean with a percentile bootstrap interval"
     x = torch.as_tensor(values).double().flatten()
     if not len(x): raise ValueError('bootstrap_mean: expected at least one value')
     g = generator(seed, 'bootstrap')
-    step = max(1, 2_000_000//len(x))
-    means = torch.cat([x[torch.randint(len(x), (min(step, draws-i), len(x)), generator=g)].mean(1) for i in range(0, draws, step)])
-    low, high = means.quantile(torch.tensor([(1-confidence)/2, (1+confidence)/2], dtype=x.dtype)).tolist()
+    step = max(1, 2_000_000//len(x))                     # resamples at once
+    def resampled(n): return x[torch.randint(len(x), (n, len(x)), generator=g)].mean(1)
+    means = torch.cat([resampled(min(step, draws-i)) for i in range(0, draws, step)])
+    ends = torch.tensor([(1-confidence)/2, (1+confidence)/2], dtype=x.dtype)
+    low, high = means.quantile(ends).tolist()
     return x.mean().item(), low, high
 
 # %% ../../nbs/73_evaluate.ipynb #paired
 def paired_difference(
-    a, b,                 # [B] or [B,Q] outcomes on the same lives
-    confidence:float=.95,
-    asked=None,           # Which questions were asked; None is all
-    seed:int=0
-) -> tuple:               # (mean, low, high) of a-b
+    a:torch.Tensor|list,                # [B] or [B,Q] outcomes under one condition
+    b:torch.Tensor|list,                # The same lives under another
+    confidence:float=.95,               # Probability that the interval holds the difference
+    asked:torch.Tensor|list|None=None,  # Which questions were asked; None is all
+    seed:int=0                          # Of the resamples
+) -> tuple:                             # (mean, low, high) of a-b
     "Difference of two conditions on the same lives"
-    if torch.as_tensor(a).shape != torch.as_tensor(b).shape: raise ValueError(f'paired_difference: expected the same lives, got {[*torch.as_tensor(a).shape]} and {[*torch.as_tensor(b).shape]}')
+    lives, others = torch.as_tensor(a).shape, torch.as_tensor(b).shape
+    if lives != others:
+        raise ValueError(f'paired_difference: expected the same lives, got {[*lives]} and {[*others]}')
     return bootstrap_mean(_lives(a, asked)-_lives(b, asked), confidence, seed=seed)
 
 def stateful_minus_wiped(
     out:dict,             # With ok, wiped, and perhaps asked, as `stream_recall` gives
-    confidence:float=.95
+    confidence:float=.95  # Probability that the interval holds the difference
 ) -> tuple:               # (mean, low, high)
     "What the memory itself contributes"
     return paired_difference(out['ok'], out['wiped'], confidence, out.get('asked'))
 
 # %% ../../nbs/73_evaluate.ipynb #alone
 def alone(
-    episode:Episode
-) -> Episode: # [B*Q,1]
+    episode:Episode   # B lives with Q questions each
+) -> Episode:         # [B*Q,1]
     "Each asking inference as a life of its own"
-    return Episode(episode.ids, episode.mask, episode.labels, episode.order[:, list(episode.ask)].reshape(-1, 1), (0,))
+    asking = episode.order[:, list(episode.ask)].reshape(-1, 1)
+    return Episode(episode.ids, episode.mask, episode.labels, asking, (0,))
 
 @torch.no_grad()
 def _conditions(model, ep, gate):
-    run = lambda e, **kw: unroll(model, e, gate=gate, **kw)[1]
+    "Right answers [B,Q] by condition, and which questions were asked"
+    def run(e, **kw): return unroll(model, e, gate=gate, **kw)[1]
     live = run(ep)
-    return dict(stateful=live['ok'], wiped=run(ep, wipe=True)['ok'], stateless=run(alone(ep))['ok'].view_as(live['ok'])), live['asked']
+    wiped = run(ep, wipe=True)
+    stateless = run(alone(ep))['ok'].view_as(live['ok'])
+    return dict(stateful=live['ok'], wiped=wiped['ok'], stateless=stateless), live['asked']
 
 # %% ../../nbs/73_evaluate.ipynb #table
 class Table(list):
     "Rows as dicts, shown as a table"
     def _repr_markdown_(self):
-        cell = lambda v: f'{v:.3g}' if isinstance(v, float) else str(v)
-        cols = list(dict.fromkeys(k for r in self for k in r))
-        lines = [cols, ['---']*len(cols)] + [[cell(r.get(c, '')) for c in cols] for r in self]
-        return '\n'.join('| ' + ' | '.join(l) + ' |' for l in lines)
+        def cell(v): return f'{v:.3g}' if isinstance(v, float) else str(v)
+        cols = list(dict.fromkeys(k for row in self for k in row))
+        cells = [[cell(row.get(c, '')) for c in cols] for row in self]
+        lines = [cols, ['---']*len(cols), *cells]
+        return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 # %% ../../nbs/73_evaluate.ipynb #evaluate
 def evaluate(
-    model,                # A language model with memory; its mode is given back
-    make,                 # (batch, generator) -> Episode
-    n_batches:int,        # How many episodes
-    batch:int=64,         # Lives in each
-    seed:int=0,           # Of the episodes
-    gate:str='hard',      # How the memory's gates decide
-    confidence:float=.95
-) -> Table:               # Rows: condition, accuracy, low, high, lives
+    model:torch.nn.Module,  # A language model with memory; its mode is given back
+    make:Callable,          # (batch, generator) -> Episode
+    n_batches:int,          # How many episodes
+    batch:int=64,           # Lives in each
+    seed:int=0,             # Of the episodes
+    gate:str='hard',        # How the memory's gates decide
+    confidence:float=.95    # Probability that an interval holds its rate
+) -> Table:                 # Rows: condition, accuracy, low, high, lives
     "Accuracy with memory, with it wiped, and without any, on the same lives; last the paired difference"
-    was, outs, g = model.training, [], generator(seed, 'evaluate')
+    was, g = model.training, generator(seed, 'evaluate')
     model.eval()
-    for _ in range(n_batches): outs.append(_conditions(model, make(batch, generator=g), gate))
+    outs = [_conditions(model, make(batch, generator=g), gate) for _ in range(n_batches)]
     model.train(was)
     return _conditions_table(outs, confidence)
 
 # %% ../../nbs/73_evaluate.ipynb #conditions-table
 def _conditions_table(outs, confidence):
-    ok = {c: torch.cat([_lives(o[c], asked) for o, asked in outs]) for c in outs[0][0]}
-    rows = {c: interval(x, confidence=confidence) for c, x in ok.items()}
-    rows['stateful - wiped'] = paired_difference(ok['stateful'], ok['wiped'], confidence)
-    return Table(dict(condition=c, accuracy=m, low=l, high=h, lives=len(ok['stateful'])) for c, (m, l, h) in rows.items())
+    "From each episode's right answers by condition, and which were asked"
+    first, _ = outs[0]
+    ok = {c: torch.cat([_lives(o[c], asked) for o, asked in outs]) for c in first}
+    found = {c: interval(x, confidence=confidence) for c, x in ok.items()}
+    found['stateful - wiped'] = paired_difference(ok['stateful'], ok['wiped'], confidence)
+    lives = len(ok['stateful'])
+    return Table(dict(condition=c, accuracy=share, low=low, high=high, lives=lives)
+                 for c, (share, low, high) in found.items())
 
 # %% ../../nbs/73_evaluate.ipynb #delay
 def recall_by_delay(
-    model,                   # A language model with memory
-    make,                    # (batch, noise, generator) -> Episode
-    delays=(8, 128, 512, 2000),
-    batch:int=64,            # Lives
-    seed:int=0,
-    chunk:int=250,           # Inferences per forward pass
-    gate:str='hard',
-    progress:bool=False      # Show a bar
-) -> Table:                  # Rows: delay, accuracy, low, high, wiped, wrote, seconds
+    model:torch.nn.Module,            # A language model with memory
+    make:Callable,                    # (batch, noise, generator) -> Episode
+    delays:tuple=(8, 128, 512, 2000), # Noise inferences between telling and asking
+    batch:int=64,                     # Lives
+    seed:int=0,                       # Of the lives
+    chunk:int=250,                    # Inferences per forward pass
+    gate:str='hard',                  # How the memory's gates decide
+    progress:bool=False               # Show a bar
+) -> Table:                           # Rows: delay, accuracy, low, high, wiped, wrote, seconds
     "Stateful and wiped recall after each delay"
     rows = Table()
     for n in tqdm(delays, disable=not progress):
-        t = time.perf_counter()
+        start = time.perf_counter()
         out = stream_recall(model, make, n, batch, generator(seed, 'delay', n), chunk, gate)
-        acc, low, high = interval(out['ok'])
+        accuracy, low, high = interval(out['ok'])
+        wiped, *_ = interval(out['wiped'])
         wrote = [round(w, 4) for w in torch.as_tensor(out['wrote']).flatten().tolist()]
-        rows.append(dict(delay=n, accuracy=acc, low=low, high=high, wiped=interval(out['wiped'])[0], wrote=wrote, seconds=round(time.perf_counter()-t, 2)))
+        seconds = round(time.perf_counter()-start, 2)
+        rows.append(dict(delay=n, accuracy=accuracy, low=low, high=high, wiped=wiped, wrote=wrote, seconds=seconds))
     return rows
 
 # %% ../../nbs/73_evaluate.ipynb #seeds
 def seeds_table(
-    rows,                     # Dicts, one per run
+    rows:list,                # Dicts, one per run
     by:str|tuple='name',      # Columns that name a configuration
     value:str='accuracy',     # Column to sum up
     better:str='high'         # 'high' or 'low': which end is the good one
 ) -> Table:                   # Rows: the `by` columns, mean, worst, best, seeds
     "Mean, worst and best over the runs of each configuration"
     if better not in ('high', 'low'): raise ValueError(f"better: expected 'high' or 'low', got {better!r}")
-    by, groups = (by,) if isinstance(by, str) else tuple(by), {}
+    worst, best = (min, max) if better == 'high' else (max, min)
+    by = (by,) if isinstance(by, str) else tuple(by)
+    groups = {}
     for r in rows: groups.setdefault(tuple(r[k] for k in by), []).append(r[value])
-    ends = (min, max) if better == 'high' else (max, min)
-    return Table(dict(zip(by, k), mean=mean(v), worst=ends[0](v), best=ends[1](v), seeds=len(v)) for k, v in groups.items())
+    return Table(dict(zip(by, k), mean=mean(v), worst=worst(v), best=best(v), seeds=len(v)) for k, v in groups.items())
 
 # %% ../../nbs/73_evaluate.ipynb #ablate-file
 def _key(name, config, seed): return json.dumps([name, config, seed], sort_keys=True)
@@ -177,23 +203,32 @@ def _append(path, row):
         f.flush()
         os.fsync(f.fileno())
 
+# %% ../../nbs/73_evaluate.ipynb #ablate-run
+def _ran(run, name, config, seed):
+    "The row of a run, as it will be read from the file"
+    start = time.perf_counter()
+    out = run(seed=seed, **config)
+    if clash := {'name', 'seed', 'config', 'seconds'} & out.keys():
+        raise ValueError(f'ablate: results may not be called {sorted(clash)}')
+    seconds = round(time.perf_counter()-start, 2)
+    return json.loads(json.dumps(dict(name=name, seed=seed, **out, seconds=seconds, config=config)))
+
 # %% ../../nbs/73_evaluate.ipynb #ablate
 def ablate(
-    grid:dict,           # Name -> dict of settings, all JSON values
-    run,                 # (seed=..., **settings) -> dict of results
-    seeds=(0, 1, 2),
-    path=None,           # JSONL file to resume from; None keeps nothing
-    progress:bool=True   # Show a bar
-) -> Table:              # Rows: name, seed, the results; `config` holds the settings
+    grid:dict,                 # Name -> dict of settings, all JSON values
+    run:Callable,              # (seed=..., **settings) -> dict of results
+    seeds:tuple=(0, 1, 2),     # With each of which every configuration is run
+    path:str|Path|None=None,   # JSONL file to resume from; None keeps nothing
+    progress:bool=True         # Show a bar
+) -> Table:                    # Rows: name, seed, the results; `config` holds the settings
     "Run every configuration with every seed, skipping what the file already holds"
     path = path and Path(path)
     done, rows = _done(path), Table()
-    for name, config, seed in tqdm([(n, c, s) for n, c in grid.items() for s in seeds], disable=not progress):
+    runs = [(name, config, seed) for name, config in grid.items() for seed in seeds]
+    for name, config, seed in tqdm(runs, disable=not progress):
         row = done.get(_key(name, config, seed))
         if row is None:
-            t, out = time.perf_counter(), run(seed=seed, **config)
-            if clash := {'name', 'seed', 'config', 'seconds'} & out.keys(): raise ValueError(f'ablate: results may not be called {sorted(clash)}')
-            row = json.loads(json.dumps(dict(name=name, seed=seed, **out, seconds=round(time.perf_counter()-t, 2), config=config)))
+            row = _ran(run, name, config, seed)
             if path: _append(path, row)
         rows.append(row)
     return rows
