@@ -7,6 +7,7 @@ __all__ = ['Bench', 'score', 'trial']
 
 # %% ../../nbs/78_bench.ipynb #imports
 import time
+from collections.abc import Callable
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import generator
@@ -19,50 +20,87 @@ from .train import TrainConfig, Trainer
 class Bench(nn.Module):
     "Fixed words, a memory, and one look at its soft tokens"
     def __init__(self,
-        ladder:LadderConfig,      # Shape of the memory
-        rules:LadderRules=None,   # How it behaves
-        seed:int=0,               # Of words and weights
-        d:int=64,                 # Width of soft tokens
-        word:int=16,              # Of a word's vector
-        width:int=8,              # Longest line, in tokens
-        heads:int=4               # Of the look
+        ladder:LadderConfig,             # Shape of the memory
+        rules:LadderRules|None=None,     # How it behaves
+        seed:int=0,                      # Of words and weights
+        d:int=64,                        # Width of soft tokens
+        word:int=16,                     # Of a word's vector
+        width:int=8,                     # Longest line, in tokens
+        heads:int=4                      # Of the look
     ):
         super().__init__()
         torch.manual_seed(seed)
-        self.width, self.heads, hidden = width, heads, 2*d
-        self.register_buffer('words', torch.randn(len(VOCAB), word).index_fill(0, torch.tensor(VOCAB.pad), 0.))
-        self.memory = make_ladder(ladder, rules or LadderRules(), width*word, d)
-        self.query = nn.Sequential(nn.Linear(width*word, hidden), nn.GELU(), nn.Linear(hidden, d))
+        self.width, self.heads = width, heads
+        hidden, line = 2*d, width*word
+        words = torch.randn(len(VOCAB), word)
+        self.register_buffer('words', words.index_fill(0, torch.tensor(VOCAB.pad), 0.))
+        self.memory = make_ladder(ladder, rules or LadderRules(), line, d)
+        self.query = nn.Sequential(nn.Linear(line, hidden), nn.GELU(), nn.Linear(hidden, d))
         self.norm, self.key, self.value = nn.LayerNorm(d), nn.Linear(d, d), nn.Linear(d, d)
         self.out = nn.Sequential(nn.LayerNorm(2*d), nn.Linear(2*d, hidden), nn.GELU(), nn.Linear(hidden, len(VOCAB)))
 
 # %% ../../nbs/78_bench.ipynb #encode
 @patch
-def encode(self:Bench, ids, mask=None):
-    "A line's vectors side by side, [N, width*word]"
-    if ids.shape[1] > self.width: raise ValueError(f'ids: got lines of {ids.shape[1]} tokens, expected at most {self.width}')
-    return F.pad(self.words[ids], (0, 0, self.width-ids.shape[1], 0)).flatten(1)
+def encode(self:Bench,
+    ids:torch.Tensor,               # [N,L] tokens, padded with 0
+    mask:torch.Tensor|None=None     # Changes nothing: padding is the word 0
+) -> torch.Tensor:                  # [N, width*word]
+    "A line's vectors side by side"
+    short = self.width - ids.shape[1]
+    if short < 0: raise ValueError(f'ids: got lines of {ids.shape[1]} tokens, expected at most {self.width}')
+    x = self.words[ids]                      # [N,L,word]
+    return F.pad(x, (0, 0, short, 0)).flatten(1)
 
+# %% ../../nbs/78_bench.ipynb #look
 @patch
-def look(self:Bench, q, soft, seen):
-    "Attention of questions [N,d] over soft tokens [N,K,d]; 0 where all are hidden"
-    split, s = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2), self.norm(soft)
-    bias = torch.where(seen, 0., -1e9)[:, None, None]
-    y = F.scaled_dot_product_attention(split(q[:, None]), split(self.key(s)), split(self.value(s)), attn_mask=bias)
+def look(self:Bench,
+    q:torch.Tensor,       # [N,d] questions
+    soft:torch.Tensor,    # [N,K,d] soft tokens
+    seen:torch.Tensor     # [N,K] bool: which of them may be looked at
+) -> torch.Tensor:        # [N,d]
+    "Attention of questions over soft tokens; 0 where all are hidden"
+    def split(y): return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)   # [N,heads,K,d/heads]
+    s = self.norm(soft)
+    bias = torch.where(seen, 0., -1e9)[:, None, None]                        # [N,1,1,K]
+    query, key, value = split(q[:, None]), split(self.key(s)), split(self.value(s))
+    y = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)    # [N,heads,1,d/heads]
     return y.transpose(1, 2).flatten(1)*seen.any(1, keepdim=True)
 
 # %% ../../nbs/78_bench.ipynb #answers
-@patch
-def answers(self:Bench, ids, mask, labels, soft, seen):
-    "As in `MemoryLM.answers`, for answers of one token at the line's end"
-    at = torch.zeros_like(ids[:, 1:], dtype=torch.bool).index_fill(1, torch.tensor(ids.shape[1]-2), True)
-    if not torch.equal(at, labels[:, 1:] != -100): raise ValueError('labels: expected one in each row, in the last column')
-    q = self.query(self.encode(ids.index_fill(1, torch.tensor(ids.shape[1]-1), VOCAB.pad)))
-    logits = self.out(torch.cat([q, self.look(q, soft, seen)], -1))
-    return at, F.cross_entropy(logits, labels[:, -1], reduction='none'), logits.argmax(-1) == labels[:, -1]
+def _answered(ids, labels):
+    "Where answers are: [N,L-1], only in the last column"
+    last = torch.tensor(ids.shape[1]-2)
+    at = torch.zeros_like(ids[:, 1:], dtype=torch.bool).index_fill(1, last, True)
+    if not torch.equal(at, labels[:, 1:] != -100):
+        raise ValueError('labels: expected one in each row, in the last column')
+    return at
 
+# %% ../../nbs/78_bench.ipynb #answers-fn
 @patch
-def answer_loss(self:Bench, ids, mask, labels, soft, seen):
+def answers(self:Bench,
+    ids:torch.Tensor,              # [N,L] questions with their answers
+    mask:torch.Tensor|None,        # Changes nothing
+    labels:torch.Tensor,           # [N,L] the answer in the last column, else -100
+    soft:torch.Tensor,             # [N,K,d] soft tokens
+    seen:torch.Tensor              # [N,K] bool: which of them may be looked at
+) -> tuple:                        # (at [N,L-1] where answers are, loss [N], right [N])
+    "As in `MemoryLM.answers`, for answers of one token at the line's end"
+    at = _answered(ids, labels)
+    answer = labels[:, -1]
+    question = ids.index_fill(1, torch.tensor(ids.shape[1]-1), VOCAB.pad)
+    q = self.query(self.encode(question))                               # [N,d]
+    logits = self.out(torch.cat([q, self.look(q, soft, seen)], -1))     # [N,V]
+    return at, F.cross_entropy(logits, answer, reduction='none'), logits.argmax(-1) == answer
+
+# %% ../../nbs/78_bench.ipynb #answer-loss
+@patch
+def answer_loss(self:Bench,
+    ids:torch.Tensor,              # As of `answers`, all of them
+    mask:torch.Tensor|None,        # Changes nothing
+    labels:torch.Tensor,           # [N,L]
+    soft:torch.Tensor,             # [N,K,d]
+    seen:torch.Tensor              # [N,K]
+) -> tuple:                        # (loss [], right [N])
     "Mean cross-entropy, and whether each is right"
     _, loss, ok = self.answers(ids, mask, labels, soft, seen)
     return loss.mean(), ok
@@ -70,33 +108,39 @@ def answer_loss(self:Bench, ids, mask, labels, soft, seen):
 # %% ../../nbs/78_bench.ipynb #trial
 @torch.no_grad()
 def score(
-    model,        # With a memory
-    make,         # (batch, noise, generator, split=...) -> Episode
-    noise:int,
-    lives:int=256,
-    seed:int=0,
-    state=None    # Memories to begin with; None: empty
+    model:nn.Module,                   # With a memory; its mode is given back
+    make:Callable,                     # (batch, noise, generator, split=...) -> Episode
+    noise:int,                         # Length to evaluate at
+    lives:int=256,                     # To ask
+    seed:int=0,                        # Of the lives
+    state:object=None      # Memories to begin with; None: empty
 ) -> float:
     "Share of right answers on the test split"
-    was, ep = model.training, make(lives, noise, generator(seed, 'score', noise), split='test')
-    out = unroll(model.eval(), ep, state)[1]
+    was = model.training
+    ep = make(lives, noise, generator(seed, 'score', noise), split='test')
+    _, out = unroll(model.eval(), ep, state)
     model.train(was)
-    return ((out['ok']*out['asked']).sum()/out['asked'].sum()).item()
+    ok, asked = out['ok'], out['asked']      # [B,Q]
+    return ((ok*asked).sum()/asked.sum()).item()
 
+# %% ../../nbs/78_bench.ipynb #trial-fn
 def trial(
-    make,                      # (batch, noise, generator, split=...) -> Episode
-    ladder:LadderConfig,
-    rules:LadderRules=None,
-    train:TrainConfig=None,
-    noise:tuple=(0,),          # Lengths to evaluate at
-    batch:int=96,              # Large, as a ladder's step costs about the same for 8 and for 96 lives
-    seed:int=0,
-    trainer=Trainer            # Class of the trainer
-) -> tuple:                    # (trained `Bench`, dict of results)
+    make:Callable,                     # (batch, noise, generator, split=...) -> Episode
+    ladder:LadderConfig,               # Shape of the memory
+    rules:LadderRules|None=None,       # How it behaves
+    train:TrainConfig|None=None,       # How to train; its seed is replaced by `seed`
+    noise:tuple=(0,),                  # Lengths to evaluate at
+    batch:int=96,                      # Large, as a ladder's step costs about the same for 8 and for 96 lives
+    seed:int=0,                        # Of words, weights and lives
+    trainer:type=Trainer               # Class of the trainer
+) -> tuple:                            # (trained `Bench`, dict of results)
     "Train on the bench, then score"
-    t0, model = time.process_time(), Bench(ladder, rules, seed)
+    start = time.process_time()
+    model = Bench(ladder, rules, seed)
     c = (train or TrainConfig()).replace(seed=seed)
     t = trainer(model, lambda n, g: make(batch, n, g), c)
     t.fit(progress=False)
-    cpu, mastered = time.process_time()-t0, t.settled if t.settled is not None and t.settled < c.updates else None
-    return model, dict(accuracy={str(n): round(score(model, make, n), 4) for n in noise}, mastered=mastered, updates=t.n, cpu=round(cpu, 1))
+    cpu = round(time.process_time()-start, 1)
+    done = t.settled is not None and t.settled < c.updates
+    accuracy = {str(n): round(score(model, make, n), 4) for n in noise}
+    return model, dict(accuracy=accuracy, mastered=t.settled if done else None, updates=t.n, cpu=cpu)
