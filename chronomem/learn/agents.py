@@ -24,7 +24,7 @@ class Keyboard(Config):
     cols: int = 6         # Up to 6
     shortest: int = 3     # Letters of the shortest name
     longest: int = 6      # Letters of the longest name, up to 7
-    counter: bool = False # Show how many letters are typed; easier: only the name must be remembered
+    counter: bool = False # Show how many letters are typed: easier, only the name must be remembered
     def validate(self):
         self.need('rows', 1 <= self.rows <= 4 and self.rows*self.cols % 4 == 0, '1 to 4, rows*cols a multiple of 4')
         self.need('cols', 1 <= self.cols <= 6, '1 to 6')
@@ -33,54 +33,66 @@ class Keyboard(Config):
 # %% ../../nbs/76_agents.ipynb #names
 def names(
     n:int,                      # How many
-    keyboard:Keyboard,
-    generator:torch.Generator,
+    keyboard:Keyboard,          # Whose letters, and how many of them
+    generator:torch.Generator,  # Draws them
     split:str='train'           # 'train' or 'test': no name is in both
 ) -> torch.Tensor:              # [n,longest] letter numbers, -1 after the last
     "Random names of a split"
-    x = torch.randint(keyboard.rows*keyboard.cols, (n, keyboard.longest), generator=generator)
+    letters = keyboard.rows*keyboard.cols
+    x = torch.randint(letters, (n, keyboard.longest), generator=generator)
     size = torch.randint(keyboard.shortest, keyboard.longest+1, (n, 1), generator=generator)
-    x = (x+1)*(torch.arange(keyboard.longest) < size)
+    x = (x+1)*(torch.arange(keyboard.longest) < size)    # 0 after the last
     return steer(x, 0, 1, split, generator) - 1
 
 # %% ../../nbs/76_agents.ipynb #env
 class NamingEnv:
     "A batch of naming screens, each told its own name"
     def __init__(self,
-        names,                      # [B,longest] letter numbers, -1 after the last
-        keyboard:Keyboard,
-        generator:torch.Generator   # Where the cursors start
+        names:torch.Tensor,         # [B,longest] letter numbers, -1 after the last
+        keyboard:Keyboard,          # The screen
+        generator:torch.Generator   # Draws where the cursors start
     ):
         self.names, self.keyboard, B = names, keyboard, len(names)
-        self.at = torch.stack([torch.randint(n, (B,), generator=generator) for n in (keyboard.rows, keyboard.cols)], 1)
+        at = [torch.randint(n, (B,), generator=generator) for n in (keyboard.rows, keyboard.cols)]
+        self.at = torch.stack(at, 1)                     # [B,2] row and column
         self.typed = torch.full_like(names, -1)
-        self.count, self.last = torch.zeros(B, dtype=torch.long), torch.full((B,), -1)
+        self.count = torch.zeros(B, dtype=torch.long)    # letters typed
+        self.last = torch.full((B,), -1)                 # last action
         self.stopped = torch.zeros(B, dtype=torch.bool)
-        self.over = torch.zeros(B, dtype=torch.bool)
-
+        self.over = torch.zeros(B, dtype=torch.bool)     # pressed a key when there was no room
     @property
-    def spelled(self):
+    def spelled(self) -> torch.Tensor: # [B] bool
         "Which rows have stopped at exactly their name"
-        return self.stopped & ~self.over & (self.typed == self.names).all(1)
+        same = (self.typed == self.names).all(1)
+        return self.stopped & ~self.over & same
 
 # %% ../../nbs/76_agents.ipynb #env-act
 STEP = torch.tensor([[-1, 0], [1, 0], [0, -1], [0, 1], [0, 0], [0, 0]])
 
 @patch
 def act(self:NamingEnv,
-    actions  # [B] numbers of MOVES
-):
+    actions:torch.Tensor  # [B] numbers of MOVES
+) -> None:
     "Each row makes its move; the cursor stays on the keyboard"
-    kb, live, rows = self.keyboard, ~self.stopped, torch.arange(len(actions))
+    kb, live = self.keyboard, ~self.stopped
     edge = torch.tensor([kb.rows-1, kb.cols-1])
-    self.at = (self.at + STEP[actions]*live[:, None]).clamp(min=torch.zeros_like(edge), max=edge)
-    press, room = live & (actions == PRESS), self.count < kb.longest
-    k, letter = self.count.clamp(max=kb.longest-1), self.at[:, 0]*kb.cols + self.at[:, 1]
-    self.typed[rows, k] = torch.where(press & room, letter, self.typed[rows, k])
-    self.over |= press & ~room
-    self.count = self.count + (press & room)
+    step = STEP[actions]*live[:, None]                   # [B,2]
+    self.at = (self.at + step).clamp(min=torch.zeros_like(edge), max=edge)
+    self._press(live & (actions == PRESS))
     self.last = torch.where(live, actions, self.last)
     self.stopped |= actions == STOP
+
+# %% ../../nbs/76_agents.ipynb #press
+@patch
+def _press(self:NamingEnv, press):
+    "Type the letter under the cursor where `press` [B], as long as there is room"
+    kb, rows = self.keyboard, torch.arange(len(press))
+    typed = press & (self.count < kb.longest)
+    place = self.count.clamp(max=kb.longest-1)
+    letter = self.at[:, 0]*kb.cols + self.at[:, 1]
+    self.typed[rows, place] = torch.where(typed, letter, self.typed[rows, place])
+    self.over |= press & ~typed
+    self.count = self.count + typed
 
 # %% ../../nbs/76_agents.ipynb #left
 WIDTH = 8
@@ -94,34 +106,42 @@ def _left(ids):
 @patch
 def observe(self:NamingEnv) -> torch.Tensor: # [B,5]
     "What each row sees: mark, row, column, last action, act"
-    r, c = VOCAB.row.start + self.at[:, 0], VOCAB.col.start + self.at[:, 1]
+    row = VOCAB.row.start + self.at[:, 0]                # [B], as all others
+    col = VOCAB.col.start + self.at[:, 1]
     last = torch.where(self.last < 0, VOCAB.none, VOCAB.move.start + self.last)
-    mark = VOCAB.count.start + self.count if self.keyboard.counter else torch.full_like(r, VOCAB.screen)
-    return torch.stack([mark, r, c, last, torch.full_like(r, VOCAB.act)], 1)
+    if self.keyboard.counter: mark = VOCAB.count.start + self.count
+    else: mark = torch.full_like(row, VOCAB.screen)
+    prompt = torch.full_like(row, VOCAB.act)
+    return torch.stack([mark, row, col, last, prompt], 1)
 
+# %% ../../nbs/76_agents.ipynb #env-tell
 @patch
 def tell(self:NamingEnv) -> torch.Tensor: # [B,8]
     "The inference that tells each row its name"
     ids = torch.where(self.names < 0, 0, VOCAB.letter.start + self.names)
-    return _left(F.pad(ids, (1, 0), value=VOCAB.tell))
+    told = F.pad(ids, (1, 0), value=VOCAB.tell)          # [B,1+longest]
+    return _left(told)
 
 # %% ../../nbs/76_agents.ipynb #oracle
 def oracle(
-    env:NamingEnv
-) -> torch.Tensor: # [B]
+    env:NamingEnv      # Screens in any state
+) -> torch.Tensor:     # [B] numbers of MOVES
     "The right action of each row, from its name and from what it has typed"
-    k = env.count.clamp(max=env.keyboard.longest-1)
-    letter = env.names.gather(1, k[:, None]).squeeze(1)
-    done = (env.count >= env.keyboard.longest) | (letter < 0)
-    dr, dc = letter.div(env.keyboard.cols, rounding_mode='floor') - env.at[:, 0], letter % env.keyboard.cols - env.at[:, 1]
-    a = torch.where(dc < 0, LEFT, torch.where(dc > 0, RIGHT, PRESS))
-    a = torch.where(dr < 0, UP, torch.where(dr > 0, DOWN, a))
+    kb = env.keyboard
+    place = env.count.clamp(max=kb.longest-1)
+    letter = env.names.gather(1, place[:, None]).squeeze(1)      # [B] the next one
+    done = (env.count >= kb.longest) | (letter < 0)
+    row = letter.div(kb.cols, rounding_mode='floor')
+    down, right = row - env.at[:, 0], letter % kb.cols - env.at[:, 1]
+    a = torch.where(right < 0, LEFT, torch.where(right > 0, RIGHT, PRESS))
+    a = torch.where(down < 0, UP, torch.where(down > 0, DOWN, a))
     return a.masked_fill(done, STOP)
 
 # %% ../../nbs/76_agents.ipynb #others
 def _others(B, n, split, pool, g):
     "Screens that have nothing to do with the task: [B,n,8]"
-    return _noise(pool, WIDTH, 'noise', split, g)[torch.randint(pool, (B, n), generator=g)]
+    screens = _noise(pool, WIDTH, 'noise', split, g)     # [pool,8]
+    return screens[torch.randint(pool, (B, n), generator=g)]
 
 # %% ../../nbs/76_agents.ipynb #trajectory
 def _play(env):
@@ -136,19 +156,21 @@ def _play(env):
 
 # %% ../../nbs/76_agents.ipynb #naming
 def naming(
-    batch:int,                  # Lives
-    noise:int,                  # Other screens scattered over the episode
-    generator:torch.Generator,
-    keyboard:Keyboard=Keyboard(),
-    delay:int=0,                # Other screens right after the name was told
-    split:str='train',          # Names and other screens: 'train' or 'test'
-    pool:int=32                 # Distinct other screens
+    batch:int,                    # Lives
+    noise:int,                    # Other screens scattered over the episode
+    generator:torch.Generator,    # Draws everything
+    keyboard:Keyboard=Keyboard(), # The screen
+    delay:int=0,                  # Other screens right after the name was told
+    split:str='train',            # Names and other screens: 'train' or 'test'
+    pool:int=32                   # Distinct other screens
 ) -> Episode:
     "A name told once, then the oracle's moves to spell it; chance is that of the commonest move"
     env = NamingEnv(names(batch, keyboard, generator, split), keyboard, generator)
-    tell, (acts, live) = env.tell(), _play(env)
+    tell = env.tell()
+    acts, live = _play(env)                                          # [B,T,6], [B,T]
     T = acts.shape[1]
-    when = 1 + delay + torch.randperm(T+noise, generator=generator)[:T].sort().values
+    order = torch.randperm(T+noise, generator=generator)
+    when = 1 + delay + order[:T].sort().values                       # [T] steps of the oracle's moves
     ids = _others(batch, 1+delay+noise+T, split, pool, generator)
     ids[:, 0] = tell
     ids[:, when] = torch.where(live[..., None], F.pad(acts, (WIDTH-6, 0)), ids[:, when])
@@ -161,21 +183,32 @@ def naming(
 # %% ../../nbs/76_agents.ipynb #choose
 class _Life:
     "A batch of lives in progress: writes inferences, draws other screens, chooses actions"
-    def __init__(self, model, B, generator, split): self.model, self.B, self.g, self.split, self.steps, self.state = model, B, generator, split, 0, model.memory.init(B)
+    def __init__(self, model, B, generator, split):
+        self.model, self.B = model, B
+        self.g, self.split = generator, split
+        self.steps, self.state = 0, model.memory.init(B)
     def live(self, ids):
         self.state, _ = self.model.step(self.state, ids, (ids != 0).long())
         self.steps += 1
     def others(self, n):
-        for _ in range(n): self.live(_noise(self.B, WIDTH, 'noise', self.split, self.g))
-    def choose(self, ids, wipe):
-        soft, seen = self.model.recall(self.state, ids, (ids != 0).long())
-        y = self.model.logits(ids, (ids != 0).long(), soft, torch.zeros_like(seen) if wipe else seen)[:, -1]
-        return y[:, VOCAB.move.start:VOCAB.move.stop].argmax(-1)
+        for _ in range(n):
+            self.live(_noise(self.B, WIDTH, 'noise', self.split, self.g))
+
+# %% ../../nbs/76_agents.ipynb #choose-fn
+@patch
+def choose(self:_Life, ids, wipe):
+    "The likeliest action [B] on these screens"
+    mask = (ids != 0).long()
+    soft, seen = self.model.recall(self.state, ids, mask)
+    if wipe: seen = torch.zeros_like(seen)
+    logits = self.model.logits(ids, mask, soft, seen)                # its last place predicts the action
+    moves = logits[:, -1, VOCAB.move.start:VOCAB.move.stop]
+    return moves.argmax(-1)
 
 # %% ../../nbs/76_agents.ipynb #spell
 @torch.no_grad()
 def spell(
-    model,                     # A language model with memory; its mode is given back
+    model:torch.nn.Module,     # A language model with memory, or what has its methods; its mode is given back
     env:NamingEnv,             # Screens at their start
     generator:torch.Generator, # Draws the other screens
     noise:int=0,               # Other screens after each action
@@ -192,10 +225,11 @@ def spell(
     for i in range(limit):
         if env.stopped.all(): break
         if i: life.others(noise)
-        screen = F.pad(env.observe(), (WIDTH-6, 0))
-        a = life.choose(screen, wipe)
-        env.act(a)
-        life.live(torch.cat([screen, VOCAB.move.start + a[:, None]], 1))
+        screen = F.pad(env.observe(), (WIDTH-6, 0))                  # [B,7]
+        action = life.choose(screen, wipe)
+        env.act(action)
+        said = VOCAB.move.start + action[:, None]
+        life.live(torch.cat([screen, said], 1))                      # [B,8]
     model.train(was)
     return dict(spelled=env.spelled, fraction=env.spelled.float().mean().item(), steps=life.steps)
 
@@ -203,7 +237,7 @@ def spell(
 def hidden_intent(
     batch:int,                  # Lives, a multiple of goals
     noise:int,                  # Noise inferences between log and question
-    generator:torch.Generator,
+    generator:torch.Generator,  # Draws everything
     goals:int=2,                # Goals and actions, 2 to 16
     situations:int=1,           # Kinds of last screen, up to 16
     log:int=4,                  # Lines of visible actions
@@ -211,26 +245,38 @@ def hidden_intent(
     pool:int=32                 # Distinct noise sentences
 ) -> Episode:
     "Identical logs, different goals told at step 0, different last actions; chance exactly 1/goals"
-    G, goal = _groups(batch, goals, generator)
-    s = torch.randint(situations, (G,), generator=generator).repeat_interleave(goals)
-    answer = VOCAB.value.start + (goal+s) % goals
-    tell = _told({2: VOCAB.tell, 3: VOCAB.key.start+goal}, batch, WIDTH, split, generator)
-    ask = _row(VOCAB.ask, VOCAB.letter.start+s, VOCAB.act, answer)
-    seen = torch.cat([_actions(G, log, split, generator), _others(G, noise, split, pool, generator)], 1).repeat_interleave(goals, 0)
+    G, goal = _groups(batch, goals, generator)                       # goal [B]
+    situation = torch.randint(situations, (G,), generator=generator).repeat_interleave(goals)
+    answer = VOCAB.value.start + (goal+situation) % goals
+    tell = _told({2: VOCAB.tell, 3: VOCAB.key.start+goal}, batch, WIDTH, split, generator)   # [B,8]
+    ask = _row(VOCAB.ask, VOCAB.letter.start+situation, VOCAB.act, answer)                   # [B,8]
+    actions = _actions(G, log, split, generator)
+    noises = _others(G, noise, split, pool, generator)
+    seen = torch.cat([actions, noises], 1).repeat_interleave(goals, 0)                       # [B,log+noise,8]
     ids = torch.cat([tell[:, None], seen, ask[:, None]], 1)
-    return pack(ids, _last(ids, [log+noise+1]), (1+log, 1+log+noise), _first(ids))
+    end = 1+log+noise                                                # step of the question
+    return pack(ids, _last(ids, [end]), (1+log, end), _first(ids))
 
 # %% ../../nbs/76_agents.ipynb #groups
 def _groups(batch, K, g):
     "How many groups of K rows, and which of the K each row is, mixed within its group"
-    if K < 2 or batch % K: raise ValueError(f'batch: expected a multiple of {K} (and at least 2 kinds), got {batch}')
-    return batch//K, torch.rand(batch//K, K, generator=g).argsort(1).flatten()
+    if K < 2 or batch % K:
+        raise ValueError(f'batch: expected a multiple of {K} (and at least 2 kinds), got {batch}')
+    groups = batch//K
+    mixed = torch.rand(groups, K, generator=g).argsort(1)
+    return groups, mixed.flatten()
 
 def _row(*parts):
+    "Symbols, [B] or one for all, side by side: [B,8]"
     B = next(len(p) for p in parts if torch.is_tensor(p))
-    return _left(torch.stack([p if torch.is_tensor(p) else torch.full((B,), p) for p in parts], 1))
+    columns = [p if torch.is_tensor(p) else torch.full((B,), p) for p in parts]
+    return _left(torch.stack(columns, 1))
 
-def _first(ids): return (torch.arange(ids.shape[1]) == 0).expand(ids.shape[:2])
+# %% ../../nbs/76_agents.ipynb #first-last
+def _first(ids):
+    "Only the first step is worth writing"
+    T = ids.shape[1]
+    return (torch.arange(T) == 0).expand(ids.shape[:2])
 
 def _last(ids, steps):
     "The last token of these steps is asked"
@@ -241,14 +287,16 @@ def _last(ids, steps):
 # %% ../../nbs/76_agents.ipynb #actions
 def _actions(G, n, split, g):
     "Lines of a log: a screen, and an action taken at random"
-    parts = {3: VOCAB.screen, 4: _symbols('letter', (G*n,), g), 5: VOCAB.act, 6: _symbols('value', (G*n,), g)}
+    screen = _symbols('letter', (G*n,), g)
+    action = _symbols('value', (G*n,), g)
+    parts = {3: VOCAB.screen, 4: screen, 5: VOCAB.act, 6: action}
     return _told(parts, G*n, WIDTH, split, g).view(G, n, WIDTH)
 
 # %% ../../nbs/76_agents.ipynb #personality
 def personality(
     batch:int,                  # Lives, a multiple of kinds
     noise:int,                  # Noise inferences before each choice
-    generator:torch.Generator,
+    generator:torch.Generator,  # Draws everything
     kinds:int=4,                # Kinds of items, 2 or 4
     choices:int=3,              # How often something is offered
     split:str='train',          # Offers and sentences: 'train' or 'test'
@@ -256,22 +304,28 @@ def personality(
 ) -> Episode:
     "A preference said once steers later choices; chance exactly 1/kinds"
     if kinds not in (2, 4): raise ValueError(f'kinds: expected 2 or 4, got {kinds}')
-    G, like = _groups(batch, kinds, generator)
-    kind, items = _offers(G*choices, kinds, split, generator)
-    place = (kind.view(G, 1, choices, kinds) == like.view(G, kinds, 1, 1)).int().argmax(-1).view(batch, choices)
-    offer = items.view(G, choices, kinds).repeat_interleave(kinds, 0)
-    asks = _row(VOCAB.offer, *offer.flatten(0, 1).T, VOCAB.act, VOCAB.count.start+place.flatten()).view(batch, choices, WIDTH)
-    waits = _others(G, noise*choices, split, pool, generator).repeat_interleave(kinds, 0).view(batch, choices, noise, WIDTH)
+    G, like = _groups(batch, kinds, generator)                       # like [B]
+    kind, items = _offers(G*choices, kinds, split, generator)        # [G*choices,kinds]
+    liked = kind.view(G, 1, choices, kinds) == like.view(G, kinds, 1, 1)
+    place = liked.int().argmax(-1).flatten()                         # [B*choices]
+    offer = items.view(G, choices, kinds).repeat_interleave(kinds, 0)    # [B,choices,kinds]
+    asks = _row(VOCAB.offer, *offer.flatten(0, 1).T, VOCAB.act, VOCAB.count.start+place)
+    asks = asks.view(batch, choices, 1, WIDTH)
+    waits = _others(G, noise*choices, split, pool, generator).repeat_interleave(kinds, 0)
+    waits = waits.view(batch, choices, noise, WIDTH)
     tell = _told({2: VOCAB.tell, 3: VOCAB.key.start+like}, batch, WIDTH, split, generator)
-    ids = torch.cat([tell[:, None], torch.cat([waits, asks[:, :, None]], 2).flatten(1, 2)], 1)
-    return pack(ids, _last(ids, range(1+noise, ids.shape[1], noise+1)), (1, 1+noise), _first(ids))
+    rest = torch.cat([waits, asks], 2).flatten(1, 2)                 # [B,choices*(noise+1),8]
+    ids = torch.cat([tell[:, None], rest], 1)
+    asked = range(1+noise, ids.shape[1], noise+1)
+    return pack(ids, _last(ids, asked), (1, 1+noise), _first(ids))
 
 # %% ../../nbs/76_agents.ipynb #offers
 def _offers(n, K, split, g):
     "Kinds in shuffled order, and an item of each: [n,K] twice; the last item puts the offer into the split"
+    size = len(VOCAB.value)//K                           # items of a kind
     kind = torch.rand(n, K, generator=g).argsort(1)
-    size = len(VOCAB.value)//K
-    items = VOCAB.value.start + kind*size + torch.randint(size, (n, K), generator=g)
+    item = torch.randint(size, (n, K), generator=g)
+    items = VOCAB.value.start + kind*size + item
     return kind, steer(items, -1, VOCAB.value.start, split, g)
 
 # %% ../../nbs/76_agents.ipynb #registry
