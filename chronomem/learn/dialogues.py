@@ -8,9 +8,11 @@ __all__ = ['ROLES', 'read_dialogues', 'Needed', 'reply_losses', 'needed', 'value
 
 # %% ../../nbs/77b_dialogues.ipynb #imports
 import json, random, re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
+from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from tqdm.auto import trange
@@ -22,26 +24,33 @@ from .private_state import is_held_out
 ROLES = 'user', 'assistant', 'system'
 
 def _message(m, at):
+    "The message as it is; `ValueError` names its place `at` if it is none"
     def bad(want): raise ValueError(f'{at}: expected {want}, got {str(m)[:60]!r}')
-    if not isinstance(m, dict) or not isinstance(m.get('content'), str) or not m['content'].strip(): bad("a message with text as its 'content'")
+    text = m.get('content') if isinstance(m, dict) else None
+    if not isinstance(text, str) or not text.strip(): bad("a message with text as its 'content'")
     if m.get('role') not in ROLES: bad(f"a 'role' out of {ROLES}")
     if not isinstance(m.get('matters', False), bool): bad("true or false as 'matters'")
     return m
 
+def _dialogue(line, at):
+    "The messages of a line of a file"
+    try: d = json.loads(line)
+    except ValueError as e: raise ValueError(f'{at}: expected JSON ({e})') from None
+    said = d.get('messages') if isinstance(d, dict) else d
+    if not isinstance(said, list):
+        raise ValueError(f"{at}: expected a list of messages, or an object with 'messages', got {line[:60]!r}")
+    return [_message(m, f'{at}, message {i}') for i, m in enumerate(said, 1)]
+
+# %% ../../nbs/77b_dialogues.ipynb #read-fn
 def read_dialogues(
-    *paths   # JSONL files
-)->list:     # of lists of messages
+    *paths:str|Path   # JSONL files
+)->list:              # of lists of messages
     "Dialogues of at least one question and its reply; `ValueError` names file and line of what is none"
     out = []
     for path in map(Path, paths):
-        for n, line in enumerate(path.read_text(encoding='utf8').splitlines(), 1):
-            if not line.strip(): continue
-            at = f'{path}, line {n}'
-            try: d = json.loads(line)
-            except ValueError as e: raise ValueError(f'{at}: expected JSON ({e})') from None
-            said = d.get('messages') if isinstance(d, dict) else d
-            if not isinstance(said, list): raise ValueError(f"{at}: expected a list of messages, or an object with 'messages', got {line[:60]!r}")
-            out.append([_message(m, f'{at}, message {i}') for i, m in enumerate(said, 1)])
+        lines = path.read_text(encoding='utf8').splitlines()
+        for n, line in enumerate(lines, 1):
+            if line.strip(): out.append(_dialogue(line, f'{path}, line {n}'))
     return out
 
 # %% ../../nbs/77b_dialogues.ipynb #gain
@@ -49,85 +58,129 @@ def read_dialogues(
 class Needed(Example):
     "An example, and where it comes from"
     dialogue: int = 0   # number of the dialogue
-    gain: float = nan   # nats per token that the evidence gains; nan where it alone was marked, and nothing was compared
+    gain: float = nan   # nats per token that the evidence gains; nan: it alone was marked, nothing was compared
 
+# %% ../../nbs/77b_dialogues.ipynb #losses
 @torch.no_grad()
 def reply_losses(
-    model:ChronoModel,
-    asked,          # (question, notes, reply) each
-    batch:int=16,
-    progress=False  # show a bar
-)->torch.Tensor:    # [n]
+    model:ChronoModel,    # its language model is used as it is, without memory
+    asked:list,           # (question, notes, reply) each
+    batch:int=16,         # of them at once
+    progress:bool=False   # show a bar
+)->torch.Tensor:          # [n]
     "Mean cross-entropy of each reply, nats per token"
     out = []
     with _use(model) as lm, lm.plain(brought=False):
         for i in trange(0, len(asked), batch, desc='comparing', disable=not progress):
-            out.append(mean_losses(*lm.answers(*_batch(model, asked[i:i+batch]))[:2]))
+            at, loss, _ = lm.answers(*_batch(model, asked[i:i+batch]))
+            out.append(mean_losses(at, loss))
     return torch.cat(out) if out else torch.zeros(0)
 
 # %% ../../nbs/77b_dialogues.ipynb #needed
-def _tries(said, i):
-    "Earlier messages that may be what a reply rests on"
-    earlier = [m for m in said[:i-1] if m['role'] == 'user']
-    return [m['content'] for m in earlier if m.get('matters')] or [m['content'] for m in earlier], any(m.get('matters') for m in earlier)
+class _Place(NamedTuple):
+    "A reply that may need what was said before"
+    dialogue: int
+    question: str
+    reply: str
+    tries: list       # messages it may rest on
+    marked: bool      # are these marked?
+    at: int|None      # where its losses begin: without notes, then with each of `tries`; None: nothing to compare
 
-def needed(
-    model:ChronoModel, # which compares
-    dialogues,         # as from `read_dialogues`
-    least:float=.2,    # nats per token that evidence must gain, where nothing is marked
-    progress=False     # show a bar
-)->list:               # `Needed`s
-    "The replies that need what was said before, and what they need"
-    asked, places = [], []
+def _tries(said, i):
+    "Earlier messages that reply number i may rest on, and whether they are marked"
+    earlier = [m for m in said[:i-1] if m['role'] == 'user']
+    marked = [m['content'] for m in earlier if m.get('matters')]
+    return marked or [m['content'] for m in earlier], bool(marked)
+
+# %% ../../nbs/77b_dialogues.ipynb #places
+def _places(dialogues):
+    "Replies to a user with something said before, and the comparisons they call for: (question, notes, reply) each"
+    places, asked = [], []
     for k, said in enumerate(dialogues):
         for i, m in enumerate(said):
             if m['role'] != 'assistant' or i < 2 or said[i-1]['role'] != 'user': continue
             tries, marked = _tries(said, i)
             if not tries: continue
-            q, y = said[i-1]['content'], m['content']
+            question, reply = said[i-1]['content'], m['content']
             sure = marked and len(tries) == 1
-            places.append((k, q, y, tries, marked, None if sure else len(asked)))
-            if not sure: asked += [(q, [], y), *((q, [t], y) for t in tries)]
+            places.append(_Place(k, question, reply, tries, marked, None if sure else len(asked)))
+            if sure: continue
+            asked.append((question, [], reply))
+            asked += [(question, [note], reply) for note in tries]
+    return places, asked
+
+# %% ../../nbs/77b_dialogues.ipynb #needed-fn
+def needed(
+    model:ChronoModel,    # which compares
+    dialogues:list,       # as from `read_dialogues`
+    least:float=.2,       # nats per token that evidence must gain, where nothing is marked
+    progress:bool=False   # show a bar
+)->list:                  # `Needed`s
+    "The replies that need what was said before, and what they need"
+    places, asked = _places(dialogues)
     losses, out = reply_losses(model, asked, progress=progress).tolist(), []
-    for k, q, y, tries, marked, at in places:
-        gains = [nan] if at is None else [losses[at]-x for x in losses[at+1:at+1+len(tries)]]
-        best = max(range(len(tries)), key=gains.__getitem__)
-        near = tuple(m['content'] for m in dialogues[k] if m['role'] == 'user' and m['content'] not in (tries[best], q))
-        if marked or gains[best] >= least: out.append(Needed(q, tries[best], y, near, k, gains[best]))
+    for p in places:
+        if p.at is None: gains = [nan]
+        else:
+            alone, *noted = losses[p.at:p.at+1+len(p.tries)]
+            gains = [alone-x for x in noted]
+        best = max(range(len(p.tries)), key=gains.__getitem__)
+        evidence = p.tries[best]
+        others = [m['content'] for m in dialogues[p.dialogue] if m['role'] == 'user']
+        near = tuple(s for s in others if s not in (evidence, p.question))
+        if p.marked or gains[best] >= least:
+            out.append(Needed(p.question, evidence, p.reply, near, p.dialogue, gains[best]))
     return out
 
 # %% ../../nbs/77b_dialogues.ipynb #value
 def _words(text): return re.findall(r"[\w'’]+", text.lower())
 
-_PLAIN = {*'a an the is are was were be been i you he she it we they my your his her its our their to of in on at and or for with that this so do does did not no yes'.split()}
+_PLAIN = set('a an the is are was were be been i you he she it we they my your his her its our their to of in on at '
+             'and or for with that this so do does did not no yes'.split())
 
 def value(
-    e:Example
-)->tuple:   # words
+    e:Example    # whose evidence and question are compared with its answer
+)->tuple:        # words
     "What a reply took from its evidence"
-    there, asked = {*_words(e.evidence)}, {*_words(e.question)}
-    return tuple(dict.fromkeys(w for w in _words(e.answer) if w in there and w not in asked and w not in _PLAIN))
+    there = {*_words(e.evidence)}
+    known = {*_words(e.question)} | _PLAIN
+    return tuple(dict.fromkeys(w for w in _words(e.answer) if w in there and w not in known))
 
 def phrasing(
-    e:Example
-)->str:
+    e:Example    # whose question is meant
+)->str:          # with `_` for each word left out
     "A question without the words that it shares with its evidence"
     there = {*_words(e.evidence)} - _PLAIN
     return ' '.join('_' if w in there else w for w in _words(e.question))
 
-def says_value(e:Example, answer:str)->bool: return bool(value(e)) and {*value(e)} <= {*_words(answer)}
+# %% ../../nbs/77b_dialogues.ipynb #says-value
+def says_value(
+    e:Example,     # an example with a value; one without is never right
+    answer:str     # what was answered to its question
+)->bool:
+    "Does an answer hold all that the reply took from its evidence?"
+    want = {*value(e)}
+    return bool(want) and want <= {*_words(answer)}
 
 # %% ../../nbs/77b_dialogues.ipynb #report
 @dataclass(frozen=True)
 class Judged:
     "A held-out example and three answers to it"
-    example: Needed
+    example: Needed       # asked
     learned: str          # with notes, after learning
     before: str           # with notes, as the model was
     wiped: str            # without notes
     new_value: bool       # is its value in none of the examples learned from?
     new_phrasing: bool    # is its question?
 
+class _Share(NamedTuple):
+    "How many answers are right"
+    learned: float        # after learning
+    before: float
+    wiped: float          # without notes
+    questions: int
+
+# %% ../../nbs/77b_dialogues.ipynb #report-class
 @dataclass
 class FitReport:
     "What a model answers of held-out dialogues, with its memory, before it learned to read it, and without"
@@ -135,19 +188,34 @@ class FitReport:
     examples: int = 0                          # learned from
     values: int = 0                            # distinct values among them
     seconds: float = 0.                        # of learning
-    def share(self, pick=lambda r: True):
-        "Right after learning, right before it, right without notes, number of questions"
-        some = [r for r in self.rows if pick(r)]
-        right = lambda k: sum(says_value(r.example, getattr(r, k)) for r in some)/max(len(some), 1)
-        return right('learned'), right('before'), right('wiped'), len(some)
-    def table(self):
-        "name → what `share` says"
-        kinds = {'all': lambda r: True, 'new values': lambda r: r.new_value, 'known values': lambda r: not r.new_value, 'new phrasings': lambda r: r.new_phrasing,
-                 'known phrasings': lambda r: not r.new_phrasing, 'new values and phrasings': lambda r: r.new_value and r.new_phrasing}
-        return {k: self.share(f) for k, f in kinds.items()}
     def __str__(self):
-        lines = [f'{k:26} {a:.2f} with memory, {b:.2f} before learning, {c:.2f} wiped ({n})' for k, (a, b, c, n) in self.table().items() if n]
-        return '\n'.join([f'{self.examples} examples with {self.values} distinct values, {self.seconds/60:.1f} minutes', *lines])
+        lines = [f'{self.examples} examples with {self.values} distinct values, {self.seconds/60:.1f} minutes']
+        for name, s in self.table().items():
+            if not s.questions: continue
+            right = f'{s.learned:.2f} with memory, {s.before:.2f} before learning, {s.wiped:.2f} wiped'
+            lines.append(f'{name:26} {right} ({s.questions})')
+        return '\n'.join(lines)
+
+# %% ../../nbs/77b_dialogues.ipynb #share
+@patch
+def share(self:FitReport,
+    pick:Callable=lambda r: True   # which rows: takes a `Judged`
+)->tuple:
+    "Right after learning, right before it, right without notes, number of questions"
+    some = [r for r in self.rows if pick(r)]
+    def right(answer): return sum(says_value(r.example, getattr(r, answer)) for r in some)/max(len(some), 1)
+    return _Share(right('learned'), right('before'), right('wiped'), len(some))
+
+@patch
+def table(self:FitReport)->dict:
+    "name → what `share` says"
+    kinds = {'all': lambda r: True,
+             'new values': lambda r: r.new_value,
+             'known values': lambda r: not r.new_value,
+             'new phrasings': lambda r: r.new_phrasing,
+             'known phrasings': lambda r: not r.new_phrasing,
+             'new values and phrasings': lambda r: r.new_value and r.new_phrasing}
+    return {name: self.share(pick) for name, pick in kinds.items()}
 
 # %% ../../nbs/77b_dialogues.ipynb #answers
 def _answers(model, asked, batch=16, max_new_tokens=24):
@@ -155,94 +223,169 @@ def _answers(model, asked, batch=16, max_new_tokens=24):
     out = []
     for i in range(0, len(asked), batch):
         rows = [_noted(model, q, notes) for q, notes in asked[i:i+batch]]
-        with model.lm.plain(brought=False): out += model.answer(model.lm.init(len(rows)), rows, max_new_tokens)
+        with model.lm.plain(brought=False):
+            out += model.answer(model.lm.init(len(rows)), rows, max_new_tokens)
     return out
 
 # %% ../../nbs/77b_dialogues.ipynb #fit
 def _split(dialogues):
     "Dialogues to learn from, and those held out"
-    out = [], []
-    for d in dialogues: out[is_held_out(json.dumps(d, sort_keys=True))].append(d)
-    return out
+    learn, hold = [], []
+    for d in dialogues:
+        side = hold if is_held_out(json.dumps(d, sort_keys=True)) else learn
+        side.append(d)
+    return learn, hold
 
-def _judge(model, reader, learned, held, seed=0):
-    "Answers of held-out examples, with notes, before learning, and without notes"
-    rng, others = random.Random(seed), [e.evidence for e in held]
-    values, phrasings = {v for e in learned for v in value(e)}, {phrasing(e) for e in learned}
+def _noted_questions(held, rng):
+    "(question, notes) of each example: its evidence among up to two others, in any order"
+    every = [e.evidence for e in held]
     asked = []
     for e in held:
-        more = [s for s in rng.sample(others, min(3, len(others))) if s != e.evidence][:2]
-        notes = [e.evidence, *more]
+        others = [s for s in rng.sample(every, min(3, len(every))) if s != e.evidence]
+        notes = [e.evidence, *others[:2]]
         rng.shuffle(notes)
         asked.append((e.question, notes))
-    with reader.using(model, check=False): learned = _answers(model, asked)
-    before, wiped = _answers(model, asked), _answers(model, [(q, []) for q, _ in asked])
-    return [Judged(e, *said, not values & {*value(e)}, phrasing(e) not in phrasings) for e, *said in zip(held, learned, before, wiped)]
+    return asked
+
+# %% ../../nbs/77b_dialogues.ipynb #judge
+def _judge(model, reader, learned, held, seed=0):
+    "Answers of held-out examples, with notes, before learning, and without notes"
+    values = {v for e in learned for v in value(e)}
+    phrasings = {phrasing(e) for e in learned}
+    asked = _noted_questions(held, random.Random(seed))
+    with reader.using(model, check=False): after = _answers(model, asked)
+    before = _answers(model, asked)
+    wiped = _answers(model, [(q, []) for q, _ in asked])
+    out = []
+    for e, *said in zip(held, after, before, wiped):
+        new_value = not values & {*value(e)}
+        out.append(Judged(e, *said, new_value, phrasing(e) not in phrasings))
+    return out
 
 # %% ../../nbs/77b_dialogues.ipynb #fit-fn
 @patch
 def fit(self:ChronoModel,
-    dialogues,             # as from `read_dialogues`, or the paths of such files
-    minutes:float=10.,     # of learning
-    updates:int=MANY,      # at most; a small model makes 18,000 in an hour
-    rate:float=1e-3,       # of AdamW at the beginning
-    batch:int=8,           # questions in an update
-    rank:int=8,            # of the weights
-    above:float=0.,        # share of the blocks, from below, that are left alone
-    seed:int=0,            # of the weights and of every choice
-    checkpoint=None,       # a file, to go on from if there is one
-    most:int=200,          # held-out questions that are judged, at most
-    progress:bool=True     # show a bar
+    dialogues:str|Path|list,      # as from `read_dialogues`, or the path or paths of such files
+    minutes:float=10.,            # of learning
+    updates:int=MANY,             # at most; a small model makes 18,000 in an hour
+    rate:float=1e-3,              # of AdamW at the beginning
+    batch:int=8,                  # questions in an update
+    rank:int=8,                   # of the weights
+    above:float=0.,               # share of the blocks, from below, that are left alone
+    seed:int=0,                   # of the weights and of every choice
+    checkpoint:str|Path|None=None,  # a file, to go on from if there is one
+    most:int=200,                 # held-out questions that are judged, at most
+    progress:bool=True            # show a bar
 )->FitReport:
     "Learn to answer from memory as these dialogues do; the model has the reader afterwards"
     if isinstance(dialogues, (str, Path)): dialogues = [dialogues]
     if all(isinstance(d, (str, Path)) for d in dialogues): dialogues = read_dialogues(*dialogues)
-    learn, hold = ([e for e in needed(self, some, progress=progress) if value(e)] for some in _split(dialogues))
-    if len(learn) < 2: raise ValueError(f'dialogues: got {len(learn)} replies that need what was said before, expected at least 2; of {len(dialogues)} dialogues')
-    reader = learn_to_read(self, learn, minutes, updates, rate, batch, seed, rank, quote=False, above=above, checkpoint=checkpoint, progress=progress)
+    def of_use(some): return [e for e in needed(self, some, progress=progress) if value(e)]
+    learn, hold = map(of_use, _split(dialogues))
+    if len(learn) < 2:
+        raise ValueError(f'dialogues: got {len(learn)} replies that need what was said before, expected at least 2; '
+                         f'of {len(dialogues)} dialogues')
+    reader = learn_to_read(self, learn, minutes, updates, rate, batch, seed, rank, quote=False, above=above,
+                           checkpoint=checkpoint, progress=progress)
     self.reader = reader
     rows = _judge(self, reader, learn, hold[:most])
-    return FitReport(rows, len(learn), len({v for e in learn for v in value(e)}), reader.about['seconds'])
+    values = {v for e in learn for v in value(e)}
+    return FitReport(rows, len(learn), len(values), reader.about['seconds'])
 
 # %% ../../nbs/77b_dialogues.ipynb #sample
-_KINDS = [  # told, asked; {o}: somebody or something, {v}: the value
-    ("My {o}'s cat is called {v}.|{v} is the name of my {o}'s cat.|The cat of my {o}? That's {v}.", "What is my {o}'s cat called?|What's the name of my {o}'s cat?|How is my {o}'s cat called again?"),
-    ("My {o} lives in {v}.|{v} is where my {o} lives.|Last year my {o} moved to {v}.", "Where does my {o} live?|In which town is my {o} living?|Which town did my {o} move to?"),
-    ("My {o} works for {v}.|{v} is the firm that my {o} works for.|These days my {o} has a job with {v}.", "Who does my {o} work for?|Which firm is my {o} with?|What is the firm of my {o}?"),
-    ("I left the {t} at {v}.|The {t} is at {v}, in case I forget.|I put the {t} in the house of {v}.", "Where is the {t}?|Where did I leave the {t}?|Whose place has the {t}?"),
-    ("The password for the {t} is {v}.|To open the {t} you say {v}.|{v} opens the {t}.", "What is the password for the {t}?|How do I open the {t}?|What do I say to open the {t}?"),
-    ("I want to travel to {v} with my {o}.|My {o} and I are planning a trip to {v}.|This summer I go to {v}, and my {o} comes along.", "Where do I want to travel with my {o}?|What is the place that my {o} and I want to see?|Where do I go with my {o}?"),
-    ("My {o} likes nobody better than {v}.|{v} is my {o}'s best friend.|There is no better friend of my {o} than {v}.", "Who is my {o}'s best friend?|Whom does my {o} like best?|Who is the friend of my {o}?"),
-    ("I named my {t} {v}.|My {t} has a name, it is {v}.|I call my {t} {v}.", "What did I name my {t}?|What is the name of my {t}?|How do I call my {t}?"),
+_KINDS = [  # told, asked; {o}: somebody, {t}: something, {v}: the value
+    (("My {o}'s cat is called {v}.", "{v} is the name of my {o}'s cat.", "The cat of my {o}? That's {v}."),
+     ("What is my {o}'s cat called?", "What's the name of my {o}'s cat?", "How is my {o}'s cat called again?")),
+    (('My {o} lives in {v}.', '{v} is where my {o} lives.', 'Last year my {o} moved to {v}.'),
+     ('Where does my {o} live?', 'In which town is my {o} living?', 'Which town did my {o} move to?')),
+    (('My {o} works for {v}.', '{v} is the firm that my {o} works for.', 'These days my {o} has a job with {v}.'),
+     ('Who does my {o} work for?', 'Which firm is my {o} with?', 'What is the firm of my {o}?')),
+    (('I left the {t} at {v}.', 'The {t} is at {v}, in case I forget.', 'I put the {t} in the house of {v}.'),
+     ('Where is the {t}?', 'Where did I leave the {t}?', 'Whose place has the {t}?')),
+    (('The password for the {t} is {v}.', 'To open the {t} you say {v}.', '{v} opens the {t}.'),
+     ('What is the password for the {t}?', 'How do I open the {t}?', 'What do I say to open the {t}?')),
+    (('I want to travel to {v} with my {o}.', 'My {o} and I are planning a trip to {v}.',
+      'This summer I go to {v}, and my {o} comes along.'),
+     ('Where do I want to travel with my {o}?', 'What is the place that my {o} and I want to see?',
+      'Where do I go with my {o}?')),
+    (('My {o} likes nobody better than {v}.', "{v} is my {o}'s best friend.",
+      'There is no better friend of my {o} than {v}.'),
+     ("Who is my {o}'s best friend?", 'Whom does my {o} like best?', 'Who is the friend of my {o}?')),
+    (('I named my {t} {v}.', 'My {t} has a name, it is {v}.', 'I call my {t} {v}.'),
+     ('What did I name my {t}?', 'What is the name of my {t}?', 'How do I call my {t}?')),
 ]
-_WHO = 'sister brother uncle aunt neighbour boss cousin teacher doctor friend grandmother grandfather nephew niece landlord dentist'.split()
+
+# %% ../../nbs/77b_dialogues.ipynb #sample-words
+_WHO = ('sister brother uncle aunt neighbour boss cousin teacher doctor friend grandmother grandfather nephew niece '
+        'landlord dentist').split()
 _WHAT = 'boat bike car drum tent lamp guitar ladder suitcase piano kite clock sledge umbrella camera box'.split()
-_TALK = 'It rained all day.|I slept badly.|The soup was too salty.|I am reading a long novel.|The bus was late again.|We had a quiet evening.|The garden needs water.|My back hurts a little.|I should call the bank.|The film was boring.'.split('|')
+_TALK = ('It rained all day.', 'I slept badly.', 'The soup was too salty.', 'I am reading a long novel.',
+         'The bus was late again.', 'We had a quiet evening.', 'The garden needs water.', 'My back hurts a little.',
+         'I should call the bank.', 'The film was boring.')
 
-def made_up(rng, n=None):
+# %% ../../nbs/77b_dialogues.ipynb #made-up
+_BEGIN = 'b d f g h k l m n p r s t v z br dr gr kr pl st tr'.split()
+_MIDDLE = 'a e i o u ai ea'.split()
+_END = 'l m n r s t v nd rk st'.split()
+
+def made_up(
+    rng:random.Random,    # draws everything
+    n:int|None=None       # syllables; None: 2 or 3
+)->str:
     "A name that nobody has used"
-    parts = ['b d f g h k l m n p r s t v z br dr gr kr pl st tr'.split(), 'a e i o u ai ea'.split(), 'l m n r s t v nd rk st'.split()]
-    k = n or rng.choice((2, 2, 3))
-    return ''.join(rng.choice(parts[0]) + rng.choice(parts[1]) + (rng.choice(parts[2]) if i == k-1 and rng.random() < .4 else '') for i in range(k)).capitalize()
+    syllables = n or rng.choice((2, 2, 3))
+    name = ''
+    for i in range(syllables):
+        name += rng.choice(_BEGIN) + rng.choice(_MIDDLE)
+        if i == syllables-1 and rng.random() < .4: name += rng.choice(_END)
+    return name.capitalize()
 
+# %% ../../nbs/77b_dialogues.ipynb #facts
+class _Fact(NamedTuple):
+    "One thing that is told, and may be asked for"
+    told: tuple       # ways to tell it
+    asked: tuple      # ways to ask for it
+    who: str
+    what: str
+    value: str
+
+def _facts(rng, most):
+    "One to `most` facts of different kinds"
+    kinds = rng.sample(_KINDS, rng.randint(1, most))
+    return [_Fact(*kind, rng.choice(_WHO), rng.choice(_WHAT), made_up(rng)) for kind in kinds]
+
+def _worded(rng, ways, fact):
+    "One of the ways to tell or ask a fact"
+    return rng.choice(ways).format(o=fact.who, t=fact.what, v=fact.value)
+
+# %% ../../nbs/77b_dialogues.ipynb #sample-fn
 def sample_dialogues(
     n:int,          # how many
-    seed:int=0,
+    seed:int=0,     # of every choice
     facts:int=3     # told in each, at most
-)->list:
+)->list:            # of lists of messages
     "Dialogues of a small grammar, one question each"
     rng, out = random.Random(seed), []
+    def says(role, text, **marks): return dict(role=role, content=text, **marks)
     for _ in range(n):
-        some = [(k, rng.choice(_WHO), rng.choice(_WHAT), made_up(rng)) for k in rng.sample(_KINDS, rng.randint(1, facts))]
-        fill = lambda text, k, o, t, v: rng.choice(text.split('|')).format(o=o, t=t, v=v)
-        told = [(fill(k[0], k, o, t, v), i == 0) for i, (k, o, t, v) in enumerate(some)]
+        some = _facts(rng, facts)
+        wanted = some[0]
+        told = [(_worded(rng, f.told, f), f is wanted) for f in some]
         told += [(rng.choice(_TALK), False) for _ in range(rng.randint(0, 2))]
         rng.shuffle(told)
-        said = [m for text, matters in told for m in (dict(role='user', content=text, **(dict(matters=True) if matters else {})), dict(role='assistant', content='I see.'))]
-        k, o, t, v = some[0]
-        out.append([*said, dict(role='user', content=fill(k[1], k, o, t, v)), dict(role='assistant', content=f'{v}.')])
+        said = []
+        for text, matters in told:
+            said.append(says('user', text, matters=True) if matters else says('user', text))
+            said.append(says('assistant', 'I see.'))
+        question = _worded(rng, wanted.asked, wanted)
+        out.append([*said, says('user', question), says('assistant', f'{wanted.value}.')])
     return out
 
-def write_dialogues(dialogues, path):
+# %% ../../nbs/77b_dialogues.ipynb #write
+def write_dialogues(
+    dialogues:list,   # lists of messages
+    path:str|Path     # JSONL file; one that is there is replaced
+)->None:
     "One a line"
-    Path(path).write_text(''.join(json.dumps(dict(messages=d), ensure_ascii=False)+'\n' for d in dialogues), encoding='utf8')
+    lines = [json.dumps(dict(messages=d), ensure_ascii=False) for d in dialogues]
+    Path(path).write_text(''.join(line+'\n' for line in lines), encoding='utf8')
