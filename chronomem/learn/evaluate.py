@@ -44,6 +44,7 @@ def _lives(ok, asked=None):
     right = (ok*asked).sum(1)
     return right[n > 0]/n[n > 0]
 
+# %% ../../nbs/73_evaluate.ipynb #interval-fn
 def interval(
     ok:torch.Tensor|list,               # [B] or [B,Q]: right or wrong
     asked:torch.Tensor|list|None=None,  # The same shape: which questions were asked; None is all
@@ -86,6 +87,7 @@ def paired_difference(
         raise ValueError(f'paired_difference: expected the same lives, got {[*lives]} and {[*others]}')
     return bootstrap_mean(_lives(a, asked)-_lives(b, asked), confidence, seed=seed)
 
+# %% ../../nbs/73_evaluate.ipynb #stateful-wiped
 def stateful_minus_wiped(
     out:dict,             # With ok, wiped, and perhaps asked, as `stream_recall` gives
     confidence:float=.95  # Probability that the interval holds the difference
