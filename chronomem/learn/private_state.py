@@ -144,6 +144,7 @@ def word(
     w = rng.choice(g.words)
     return spelled(g, rng, w), lambda: _word(g, rng, w)
 
+# %% ../../nbs/77a_private_state.ipynb #like
 def _like(g, rng, word):
     "Another word; mostly one of the same length that shares letters"
     same = g.by_length[len(word)]
