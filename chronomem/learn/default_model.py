@@ -8,7 +8,9 @@ __all__ = ['SPECIAL', 'CHAT', 'DEFAULT', 'MEMORY', 'train_tokenizer', 'small_lla
 
 # %% ../../nbs/75_default_model.ipynb #imports
 import random
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 import torch, torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -21,96 +23,170 @@ from .train import TrainConfig, Trainer
 
 # %% ../../nbs/75_default_model.ipynb #tokenizer
 SPECIAL = ['<|pad|>', '<|bos|>', '<|end|>', '<|user|>', '<|bot|>']
-CHAT = ("{% for m in messages %}{{ ('<|user|>' if m['role'] == 'user' else '<|bot|> ') + m['content'] + '<|end|>' }}{% endfor %}"
+CHAT = ("{% for m in messages %}"
+        "{{ ('<|user|>' if m['role'] == 'user' else '<|bot|> ') + m['content'] + '<|end|>' }}"
+        "{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|bot|>' }}{% endif %}")
 
+# %% ../../nbs/75_default_model.ipynb #train-tokenizer
 def train_tokenizer(
-    texts,         # Any iterable of str
-    vocab:int=4096
+    texts:Iterable,   # Of str
+    vocab:int=4096    # Tokens at most, the special ones among them
 ) -> PreTrainedTokenizerFast:
     "A byte-level BPE tokenizer with single digits and a chat format"
-    tok, byte = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.pre_tokenizer, tok.decoder = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte]), decoders.ByteLevel()
-    tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab, special_tokens=SPECIAL, initial_alphabet=byte.alphabet(), show_progress=False))
-    names = dict(pad_token='<|pad|>', bos_token='<|bos|>', eos_token='<|end|>', additional_special_tokens=SPECIAL[3:])
-    out = PreTrainedTokenizerFast(tokenizer_object=tok, padding_side='left', clean_up_tokenization_spaces=False, **names)
+    tok = Tokenizer(models.BPE())
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    byte = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.pre_tokenizer = pre_tokenizers.Sequence([digits, byte])
+    tok.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=SPECIAL, initial_alphabet=byte.alphabet(),
+                                  show_progress=False)
+    tok.train_from_iterator(texts, trainer)
+    pad, bos, end, *others = SPECIAL
+    out = PreTrainedTokenizerFast(tokenizer_object=tok, padding_side='left', clean_up_tokenization_spaces=False,
+                                  pad_token=pad, bos_token=bos, eos_token=end, additional_special_tokens=others)
     out.chat_template = CHAT
     return out
 
 # %% ../../nbs/75_default_model.ipynb #lm
-def small_llama(vocab) -> LlamaForCausalLM:
+def small_llama(
+    vocab:int   # Tokens
+) -> LlamaForCausalLM:
     "5 layers of width 192: 3.0 million parameters with 4,096 tokens"
-    c = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=6)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, max_position_embeddings=2048, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2, **c))
+    config = LlamaConfig(
+        vocab_size=vocab, max_position_embeddings=2048, tie_word_embeddings=True,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        hidden_size=192, intermediate_size=512,
+        num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=6)
+    return LlamaForCausalLM(config)
 
-def exchange(tokenizer, rng, said:list) -> str:
+# %% ../../nbs/75_default_model.ipynb #exchange
+def exchange(
+    tokenizer:PreTrainedTokenizerFast,   # With a chat template
+    rng:random.Random,                   # Draws everything
+    said:list                            # Sentences of prose
+) -> str:
     "One to four things told, asked for in the same context, a sentence or two of prose among them"
     kinds = rng.sample([*MAKERS], rng.randint(1, len(MAKERS)))
     told = [MAKERS[k](rng) for k in kinds]
-    out = [chat_text(tokenizer, t.text) for t in told] + rng.choices(said, k=rng.randint(0, 2))
-    rng.shuffle(out)
-    return ''.join(out + [''.join(chat_text(tokenizer, t.ask, t.answer)) for t in rng.sample(told, len(told))])
+    before = [chat_text(tokenizer, t.text) for t in told]
+    before += rng.choices(said, k=rng.randint(0, 2))
+    rng.shuffle(before)
+    asked = rng.sample(told, len(told))
+    after = [''.join(chat_text(tokenizer, t.ask, t.answer)) for t in asked]
+    return ''.join(before + after)
 
-def rows(tokenizer, texts, exchanges:int, length:int=256, seed:int=0) -> list:
+# %% ../../nbs/75_default_model.ipynb #rows
+def rows(
+    tokenizer:PreTrainedTokenizerFast,   # With a chat template
+    texts:list,                          # Prose
+    exchanges:int,                       # How many
+    length:int=256,                      # Tokens of a row
+    seed:int=0                           # Of exchanges and order
+) -> list:                               # Lists of `length` ids
     "Texts and exchanges as shuffled rows of token ids"
-    rng, said = random.Random(seed), [s for t in texts for s in sentences(t)]
-    cut = lambda ids: [ids[i:i+length] for i in range(0, len(ids)-length, length)]
-    ids = lambda ts: [i for t in ts for i in tokenizer(t).input_ids]
-    out = cut(ids(texts)) + cut(ids(exchange(tokenizer, rng, said) for _ in range(exchanges)))
+    rng = random.Random(seed)
+    said = [s for t in texts for s in sentences(t)]
+    def cut(some):
+        ids = [i for t in some for i in tokenizer(t).input_ids]
+        starts = range(0, len(ids)-length, length)
+        return [ids[a:a+length] for a in starts]
+    talks = (exchange(tokenizer, rng, said) for _ in range(exchanges))
+    out = cut(texts) + cut(talks)
     rng.shuffle(out)
     return out
 
 # %% ../../nbs/75_default_model.ipynb #memory
 DEFAULT = MemoryConfig(ladder=LadderConfig.of(3, dims=(256, 192, 192), slots=(4, 1, 1), tokens=4, hidden=192), n_mem=4)
 
-def _rng(g): return random.Random(int(torch.randint(2**31, (1,), generator=g)))
+def _rng(g):
+    "A generator of Python's kind, seeded by a draw of torch's"
+    seed = torch.randint(2**31, (1,), generator=g)
+    return random.Random(int(seed))
 
-def lives(tokenizer, bank:list, batch:int=32, pool:int=32):
-    "(length, generator) -> Episode for `Trainer`: one to three things told, all asked; one without noise; three batches in ten are passkeys alone"
+# %% ../../nbs/75_default_model.ipynb #lives
+def lives(
+    tokenizer:PreTrainedTokenizerFast,   # With a chat template
+    bank:list,                           # Noise sentences
+    batch:int=32,                        # Lives
+    pool:int=32                          # Distinct noise sentences in a batch
+) -> Callable:                           # (length, generator) -> Episode, for `Trainer`
+    "One to three things told, all asked; one without noise; three batches in ten are passkeys alone"
     def make(length, g):
         rng = _rng(g)
         kinds = ('passkey',) if rng.random() < .3 else tuple(MAKERS)
         things = 1 if len(kinds) == 1 or not length else rng.choice((1, 2, 3, 3))
-        return life(tokenizer, rng, batch, things, length, bank, kinds=kinds, direct=rng.random() < .5, pool=pool)
+        direct = rng.random() < .5
+        return life(tokenizer, rng, batch, things, length, bank, kinds=kinds, direct=direct, pool=pool)
     return make
 
-def language(tokenizer, texts:list):
-    "(model, generator) -> loss of plain language modelling on two spans of 128 tokens, for `Trainer`'s `also`"
+# %% ../../nbs/75_default_model.ipynb #language
+def language(
+    tokenizer:PreTrainedTokenizerFast,   # The model's own
+    texts:list                           # Prose, over 129 tokens together
+) -> Callable:                           # (model, generator) -> loss, for `Trainer`'s `also`
+    "Loss of plain language modelling on two spans of 128 tokens"
     ids = torch.cat([torch.tensor(tokenizer(t).input_ids) for t in texts])
     def loss(model, g):
-        x = torch.stack([ids[a:a+128] for a in torch.randint(len(ids)-129, (2,), generator=g)])
+        starts = torch.randint(len(ids)-129, (2,), generator=g)
+        x = torch.stack([ids[a:a+128] for a in starts])      # [2,128]
         return model.lm(input_ids=x, labels=x).loss
     return loss
 
 # %% ../../nbs/75_default_model.ipynb #echo
-def gist(tokenizer, answer:str, n:int) -> list:
+def gist(
+    tokenizer:PreTrainedTokenizerFast,   # Of the answer
+    answer:str,                          # What is to be remembered
+    n:int                                # Tokens at most
+) -> list:                               # Their ids
     "The first `n` tokens of an answer, blanks left out"
-    return [i for i in tokenizer(' '+answer, add_special_tokens=False).input_ids if tokenizer.decode([i]).strip()][:n]
+    ids = tokenizer(' '+answer, add_special_tokens=False).input_ids
+    return [i for i in ids if tokenizer.decode([i]).strip()][:n]
 
+# %% ../../nbs/75_default_model.ipynb #nearest
 def nearest(
-    soft,         # [N,d] soft tokens
-    want,         # [N] the token each should be near to
-    weight,       # [V,d] embeddings
-    tau:float=.1  # Temperature; a random pair lies at a squared distance of 2 d sigma^2
-):
+    soft:torch.Tensor,     # [N,d] soft tokens
+    want:torch.Tensor,     # [N] the token each should be near to
+    weight:torch.Tensor,   # [V,d] embeddings
+    tau:float=.1           # Temperature; a random pair lies at a squared distance of 2 d sigma^2
+) -> torch.Tensor:         # []
     "Cross-entropy of soft tokens as noisy embeddings, among the tokens in `want`"
     words, at = want.unique(return_inverse=True)
-    size = weight.detach().float().pow(2).mean()*soft.shape[1]
-    return F.cross_entropy(-torch.cdist(soft[None], weight[words].float()[None])[0].pow(2)/(tau*size), at)
+    size = weight.detach().float().pow(2).mean()*soft.shape[1]           # d sigma^2
+    near = torch.cdist(soft[None], weight[words].float()[None])[0]       # [N,words]
+    return F.cross_entropy(-near.pow(2)/(tau*size), at)
 
 # %% ../../nbs/75_default_model.ipynb #echo-loss
-def echo(tokenizer, batch:int=32, split:str='train'):
-    "(model, generator) -> echo loss of single writes, half of them passkeys, for `Trainer`'s `also`"
+def _ids(tokenizer, text): return tokenizer(text, add_special_tokens=False).input_ids
+
+def _told(tokenizer, batch, n, split, rng):
+    "Things told, [B,L] ids and mask, and the `n` tokens to remember of each, [B,n], -1 where there are fewer"
+    kinds = rng.choices(tuple(MAKERS), (1, 3, 1, 1), k=batch)
+    told = [MAKERS[k](rng, split) for k in kinds]
+    said = [_ids(tokenizer, chat_text(tokenizer, t.text)) for t in told]
+    ids, mask = pad_left(said, tokenizer.pad_token_id)
+    want = [gist(tokenizer, t.answer, n) for t in told]
+    want = torch.tensor([w + [-1]*(n-len(w)) for w in want])
+    return ids, mask, want
+
+# %% ../../nbs/75_default_model.ipynb #echo-fn
+def echo(
+    tokenizer:PreTrainedTokenizerFast,   # With a chat template
+    batch:int=32,                        # Writes
+    split:str='train'                    # 'train' or 'test': of what is told
+) -> Callable:                           # (model, generator) -> loss, for `Trainer`'s `also`
+    "Echo loss of single writes, half of them passkeys"
     def loss(model, g):
-        rng, n = _rng(g), model.config.ladder.tokens
-        told = [MAKERS[k](rng, split) for k in rng.choices(tuple(MAKERS), (1, 3, 1, 1), k=batch)]
-        ids, mask = pad_left([tokenizer(chat_text(tokenizer, t.text), add_special_tokens=False).input_ids for t in told], tokenizer.pad_token_id)
-        want = torch.tensor([w + [-1]*(n-len(w)) for w in (gist(tokenizer, t.answer, n) for t in told)])
-        state, _ = model.memory.write(model.memory.init(batch), model.encode(ids, mask), gate='always')
+        n = model.config.ladder.tokens
+        ids, mask, want = _told(tokenizer, batch, n, split, _rng(g))
+        empty = model.memory.init(batch)
+        state, _ = model.memory.write(empty, model.encode(ids, mask), gate='always')
         soft, seen = model.memory.read(state)
-        soft = soft[seen].view(batch, -1, n, soft.shape[-1])     # [B,R,K,d]: each rung wrote one slot
-        want = want[:, None].expand(soft.shape[:3])
-        return nearest(soft[want >= 0], want[want >= 0], model.lm.get_input_embeddings().weight)
+        soft = soft[seen].view(batch, -1, n, soft.shape[-1])     # [B,R,n,d]: each rung wrote one slot
+        want = want[:, None].expand(soft.shape[:3])              # [B,R,n]
+        known = want >= 0
+        words = model.lm.get_input_embeddings().weight
+        return nearest(soft[known], want[known], words)
     return loss
 
 # %% ../../nbs/75_default_model.ipynb #first-rungs
@@ -120,29 +196,33 @@ def first_rungs(
 ) -> MemoryLM:
     "The same memory without its slower rungs. Raises ValueError if it hasn't `n`"
     c = model.config.ladder
-    if model.config.kind != 'ladder' or not 1 <= n <= len(c.taus): raise ValueError(f'n: got {n}, expected 1 to {len(c.taus)} of the rungs {c.taus} of a ladder')
+    if model.config.kind != 'ladder' or not 1 <= n <= len(c.taus):
+        raise ValueError(f'n: got {n}, expected 1 to {len(c.taus)} of the rungs {c.taus} of a ladder')
     shape = {k: getattr(c, k)[:n] for k in ('taus', 'dims', 'slots', 'phases')}
-    out = MemoryLM(model.lm, replace(model.config, ladder=replace(c, **shape)), model.prefix_cache).eval()
+    config = replace(model.config, ladder=replace(c, **shape))
+    out = MemoryLM(model.lm, config, model.prefix_cache).eval()
     had = model.added()
     with torch.no_grad():
         for name, t in out.added().items(): t.copy_(had[name])
     return out
 
 # %% ../../nbs/75_default_model.ipynb #memory-train
-MEMORY = TrainConfig(lengths=(0, 4, 16), updates=900, settle=200, lr=3e-3, body_lr=1.5e-3, hindsight=1., promote=.9, patience=12, warmup=20)
+MEMORY = TrainConfig(lengths=(0, 4, 16), updates=900, settle=200, lr=3e-3, body_lr=1.5e-3, hindsight=1., promote=.9,
+                     patience=12, warmup=20)
 
 def train_memory(
-    dir,       # Where the checkpoint is kept
-    lm,        # Language model of stage 1
-    tokenizer,
-    config:TrainConfig=MEMORY,
-    **kw       # For `Trainer.fit`
+    dir:str|Path,              # Where the checkpoint is kept
+    lm:torch.nn.Module,        # Language model of stage 1
+    tokenizer:PreTrainedTokenizerFast, # Its own
+    config:TrainConfig=MEMORY, # How to train
+    **kw                       # For `Trainer.fit`
 ) -> Trainer:
     "Stage 2, from the checkpoint in `dir` if there is one"
     speak, hold = language(tokenizer, books()), echo(tokenizer)
     torch.manual_seed(config.seed)
     m = add_memory(lm, DEFAULT, train_backbone=True)
-    t = Trainer(m, lives(tokenizer, prose(20000, source='books')), config, dir, also=lambda m, g: speak(m, g)+hold(m, g))
+    make = lives(tokenizer, prose(20000, source='books'))
+    t = Trainer(m, make, config, dir, also=lambda m, g: speak(m, g)+hold(m, g))
     if (t.dir/'train.safetensors').exists(): t.load()
     t.fit(**kw)
     return t
