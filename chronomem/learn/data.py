@@ -7,15 +7,20 @@ __all__ = ['HELD_OUT', 'pydoc_text', 'books', 'sentences', 'prose', 'bits_per_by
 
 # %% ../../nbs/71_data.ipynb #imports
 import math, random, re
+from collections.abc import Callable
 import torch, torch.nn.functional as F
 from ..core import data_root
 
 # %% ../../nbs/71_data.ipynb #pydoc
-def pydoc_text() -> str:
+def pydoc_text() -> str: # One paragraph a line
     "Prose of the Python language reference, as shipped with CPython"
     from pydoc_data.topics import topics
-    paragraphs = [' '.join(p.split()) for t in sorted(topics) for p in topics[t].split('\n\n')]
-    prose = lambda p: p[:1].isupper() and p[-1] in '.?!' and sum(c.isalpha() or c in " ,.'" for c in p) > .93*len(p)
+    texts = [topics[t] for t in sorted(topics)]
+    paragraphs = [' '.join(p.split()) for text in texts for p in text.split('\n\n')]
+    def prose(p):
+        begins, ends = p[:1].isupper(), p[-1] in '.?!'
+        plain = [c for c in p if c.isalpha() or c in " ,.'"]
+        return begins and ends and len(plain) > .93*len(p)
     return '\n'.join(p for p in dict.fromkeys(paragraphs) if p and prose(p))
 
 # %% ../../nbs/71_data.ipynb #books
@@ -31,24 +36,27 @@ def books(
 
 # %% ../../nbs/71_data.ipynb #sentences
 def sentences(
-    text:str,
-    low:int=20,  # Fewest characters
-    high:int=160 # Most characters
+    text:str,    # Prose; line ends count as blanks
+    low:int=20,  # Fewest characters, exclusive
+    high:int=160 # Most characters, exclusive
 ) -> list:
     "Sentences of a usable length"
-    return [s for s in re.split(r'(?<=[.!?])\s+', text.replace('\n', ' ')) if low < len(s) < high]
+    found = re.split(r'(?<=[.!?])\s+', text.replace('\n', ' '))
+    return [s for s in found if low < len(s) < high]
 
 # %% ../../nbs/71_data.ipynb #prose
 def prose(
     n:int,               # How many sentences
-    seed:int=0,
+    seed:int=0,          # Of the sample
     source:str='auto',   # 'books', 'pydoc', or 'auto': books if there are any
     train:bool=True      # Books: the training ones
 ) -> list:
     "A seeded sample of real sentences, with repetition only if the source is too small"
-    if source not in ('auto', 'books', 'pydoc'): raise ValueError(f"source: got {source!r}, expected 'auto', 'books' or 'pydoc'")
+    if source not in ('auto', 'books', 'pydoc'):
+        raise ValueError(f"source: got {source!r}, expected 'auto', 'books' or 'pydoc'")
     texts = books(train) if source != 'pydoc' else []
-    if source == 'books' and not texts: raise FileNotFoundError('books: none found; set CHRONOMEM_DATA to a folder with books/*.txt')
+    if source == 'books' and not texts:
+        raise FileNotFoundError('books: none found; set CHRONOMEM_DATA to a folder with books/*.txt')
     found = [s for t in texts or [pydoc_text()] for s in sentences(t)]
     rng = random.Random(seed)
     return rng.sample(found, n) if n <= len(found) else rng.choices(found, k=n)
@@ -56,15 +64,16 @@ def prose(
 # %% ../../nbs/71_data.ipynb #bpb
 @torch.no_grad()
 def bits_per_byte(
-    lm,            # Causal LM
-    tokenizer,
-    text:str,
-    context:int=256 # Tokens a prediction may see at most
+    lm:torch.nn.Module,   # Causal LM
+    tokenizer:Callable,   # Its own
+    text:str,             # What it is to predict
+    context:int=256       # Tokens a prediction may see at most
 ) -> float:
     "How well a model predicts a text; windows of `context` tokens, each token scored once"
     ids = torch.tensor(tokenizer(text, add_special_tokens=False).input_ids)
     nats = torch.zeros(())
     for a in range(0, len(ids)-1, context):
         x = ids[a:a+context+1]
-        nats += F.cross_entropy(lm(x[None, :-1]).logits[0].float(), x[1:], reduction='sum')
+        logits = lm(x[None, :-1]).logits[0].float()      # [context,V]
+        nats += F.cross_entropy(logits, x[1:], reduction='sum')
     return nats.item()/math.log(2)/len(text.encode())
