@@ -14,50 +14,61 @@ from ..core import generator
 
 # %% ../../nbs/51a_adapters.ipynb #lora
 def layer_sizes(
-    m  # nn.Linear, or GPT-2's Conv1D
-)->tuple:
+    m:torch.nn.Module  # nn.Linear, or GPT-2's Conv1D
+) -> tuple:
     "Width in and out of a linear layer"
-    return (m.weight.shape[0], m.nf) if isinstance(m, Conv1D) else (m.in_features, m.out_features)
+    if isinstance(m, Conv1D): return m.weight.shape[0], m.nf
+    return m.in_features, m.out_features
 
+# %% ../../nbs/51a_adapters.ipynb #fresh-lora
 def fresh_lora(
-    layers:dict,   # name → linear layer
-    rank:int,      # of the weights
-    seed:int=0,    # of the random half
-    tag='lora',    # what else the random numbers depend on
-    device='cpu'   # where the weights lie
-)->dict:           # name/A [rank,in] and name/B [out,rank] of each layer
+    layers:dict,                     # name → linear layer
+    rank:int,                        # of the weights
+    seed:int=0,                      # of the random half
+    tag:str='lora',                  # what else the random numbers depend on
+    device:torch.device|str='cpu'    # where the weights lie
+) -> dict:                           # name/A [rank,in] and name/B [out,rank] of each layer
     "Weights that add nothing yet"
     w = {}
     for name, m in layers.items():
         i, o = layer_sizes(m)
-        w[f'{name}/A'] = (torch.randn(rank, i, generator=generator(seed, tag, name))/math.sqrt(i)).to(device)
+        a = torch.randn(rank, i, generator=generator(seed, tag, name))
+        w[f'{name}/A'] = (a/math.sqrt(i)).to(device)
         w[f'{name}/B'] = torch.zeros(o, rank, device=device)
     return w
 
 # %% ../../nbs/51a_adapters.ipynb #hook
-_ADDED = contextvars.ContextVar('chronomem_added', default={})   # name → key of a model, and layer → what computes its share
+# name → key of a model, and layer → what computes its share
+_ADDED = contextvars.ContextVar('chronomem_added', default={})
 
 def _hook(m, args, out):
     "Add the shares of the weights that this thread brings, if any"
     for key, shares in _ADDED.get().values():
-        if m in shares and not _is_off(key, True): out = out + shares[m](args[0]).to(out.dtype)
+        if m not in shares or _is_off(key, True): continue
+        share = shares[m](args[0])
+        out = out + share.to(out.dtype)
     return out
 
-def _low_rank(x, A, B, scale): return scale*F.linear(F.linear(x.to(A.dtype), A), B)
+def _low_rank(x, A, B, scale):
+    low = F.linear(x.to(A.dtype), A)                          # [...,rank]
+    return scale*F.linear(low, B)
 
 def _share(A, B, scale): return functools.partial(_low_rank, A=A, B=B, scale=scale)
 
+# %% ../../nbs/51a_adapters.ipynb #added
 @contextlib.contextmanager
 def added(
-    name:str,       # who brings weights; what the same one brought before is put aside
-    lm:MemoryLM,    # the shared model, whose layers get a hook and are not changed otherwise
-    layers:dict,    # name → linear layer
-    weights:dict|None, # as from `fresh_lora`, of these layers or some of them; None: none of this name
-    scale:float=2.  # of what they add
+    name:str,           # who brings weights; what the same one brought before is put aside
+    lm:MemoryLM,        # the shared model, whose layers get a hook and are not changed otherwise
+    layers:dict,        # name → linear layer
+    weights:dict|None,  # as from `fresh_lora`, of these layers or some of them; None: none of this name
+    scale:float=2.      # of what they add
 ):
     "Context in which this thread's passes use these weights"
     has = () if weights is None else set(weights.keys())
-    shares = {m: _share(weights[f'{n}/A'], weights[f'{n}/B'], scale) for n, m in layers.items() if f'{n}/A' in has}
+    shares = {}
+    for n, m in layers.items():
+        if f'{n}/A' in has: shares[m] = _share(weights[f'{n}/A'], weights[f'{n}/B'], scale)
     for m in shares:
         if _hook not in m._forward_hooks.values(): m.register_forward_hook(_hook)
     token = _ADDED.set({**_ADDED.get(), name: (_key(lm.lm), shares)})
@@ -66,8 +77,13 @@ def added(
 
 # %% ../../nbs/51a_adapters.ipynb #brought
 def brought(
-    lm:MemoryLM # a shared model
-)->list:        # (layer, A, B, scale) each
+    lm:MemoryLM  # a shared model
+) -> list:       # (layer, A, B, scale) each
     "What this thread brings to a model's passes"
-    mine = [shares for key, shares in _ADDED.get().values() if key is _key(lm.lm)]
-    return [(m, *(s.keywords[k] for k in ('A', 'B', 'scale'))) for shares in mine for m, s in shares.items()]
+    out = []
+    for key, shares in _ADDED.get().values():
+        if key is not _key(lm.lm): continue
+        for layer, share in shares.items():
+            k = share.keywords
+            out.append((layer, k['A'], k['B'], k['scale']))
+    return out

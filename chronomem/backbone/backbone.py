@@ -14,10 +14,11 @@ from typing import Literal
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
-from transformers import AutoModelForCausalLM, GenerationMixin
+from transformers import AutoModelForCausalLM, Cache, GenerationMixin
+from transformers.generation import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 from ..core import Config, StateError, fingerprint, generator, load_tensors, save_tensors
-from ..ladder.ladder import LadderConfig
+from ..ladder.ladder import LadderConfig, LadderState
 from ..ladder.recurrent import RecurrentMemory
 from ..ladder.thoughts import ThoughtsConfig, Thoughts, code_table, held
 from ..ladder.whole import LadderRules, make_ladder
@@ -40,13 +41,15 @@ class MemoryConfig(Config):
 
 # %% ../../nbs/50_backbone.ipynb #compact
 def compact(
-    emb,      # [N,L,d]
-    mask,     # [N,L], 1 where a token is live
-    rank=None # [N,L], 0 where a token is dead; the live ones are sorted by it; None: as they are
-):            # the same two, and where each column came from, [N,L]
+    emb:torch.Tensor,             # [N,L,d]
+    mask:torch.Tensor,            # [N,L], 1 where a token is live
+    rank:torch.Tensor|None=None,  # [N,L], 0 where a token is dead; the live ones are sorted by it; None: as they are
+) -> tuple:                       # the same two, and where each column came from, [N,L]
     "Move each row's dead tokens to its front; the live ones keep their order"
-    order = (mask if rank is None else rank).sort(dim=1, stable=True).indices
-    return emb.gather(1, order[..., None].expand_as(emb)), mask.gather(1, order), order
+    if rank is None: rank = mask
+    order = rank.sort(dim=1, stable=True).indices             # [N,L]
+    moved = emb.gather(1, order[..., None].expand_as(emb))    # [N,L,d]
+    return moved, mask.gather(1, order), order
 
 # %% ../../nbs/50_backbone.ipynb #gather
 class Gather(nn.Module):
@@ -60,48 +63,79 @@ class Gather(nn.Module):
         super().__init__()
         if d % heads: raise ValueError(f'gather: got {heads} heads, expected a divisor of the width {d}')
         self.heads, self.span = heads, span
-        self.query, self.key, self.value, self.out = (nn.Linear(d, d) for _ in range(4))
+        self.query = nn.Linear(d, d)
+        self.key = nn.Linear(d, d)
+        self.value = nn.Linear(d, d)
+        self.out = nn.Linear(d, d)
         self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(3))
         nn.init.zeros_(self.query.weight)
-        at = torch.arange(n*heads).view(n, heads, 1)
-        self.near = nn.Parameter(-2.*(torch.arange(span)-at).abs().float().clamp(max=3))
-    def forward(self,
-        mem,  # hidden states of mem tokens, [N,n,d]
-        seen, # of the prompt, [N,L,d]
-        emb,  # its embeddings, [N,L,d]
-        mask  # [N,L], 1 where a token is live
-    ):        # [N,n,d]
-        "Mem tokens plus what they found"
-        split = lambda x: x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        q, k, v = (split(f(norm(x))) for f, norm, x in zip((self.query, self.key, self.value), self.norms, (mem, seen, emb)))
-        ago = torch.arange(mask.shape[1]-1, -1, -1, device=mask.device).clamp(max=self.span-1)
-        bias = self.near[..., ago].transpose(0, 1).masked_fill(mask[:, None, None] == 0, -1e4)
-        return mem + self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
+        at = torch.arange(n*heads).view(n, heads, 1)          # each look begins at a word of its own
+        off = (torch.arange(span)-at).abs().float()           # [n,heads,span]
+        self.near = nn.Parameter(-2.*off.clamp(max=3))
+    def _heads(self, x): return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N,L,d] → [N,heads,L,d/heads]
+
+# %% ../../nbs/50_backbone.ipynb #gather-forward
+@patch
+def forward(self:Gather,
+    mem:torch.Tensor,   # hidden states of mem tokens, [N,n,d]
+    seen:torch.Tensor,  # of the prompt, [N,L,d]
+    emb:torch.Tensor,   # its embeddings, [N,L,d]
+    mask:torch.Tensor   # [N,L], 1 where a token is live
+) -> torch.Tensor:      # [N,n,d]
+    "Mem tokens plus what they found"
+    q = self._heads(self.query(self.norms[0](mem)))       # [N,heads,n,d/heads]
+    k = self._heads(self.key(self.norms[1](seen)))        # [N,heads,L,d/heads]
+    v = self._heads(self.value(self.norms[2](emb)))
+    L = mask.shape[1]
+    ago = torch.arange(L-1, -1, -1, device=mask.device).clamp(max=self.span-1)
+    bias = self.near[..., ago].transpose(0, 1)            # [heads,n,L]
+    bias = bias.masked_fill(mask[:, None, None] == 0, -1e4)
+    found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return mem + self.out(found.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/50_backbone.ipynb #accept
 def _bare(lm): return lm.get_base_model() if hasattr(lm, 'get_base_model') else lm
 
-def _refuse(lm, why, what='be given a memory'): raise ValueError(f'lm: {_bare(lm).config.model_type} ({type(_bare(lm)).__name__}) can\'t {what}: {why}')
+def _refuse(lm, why, what='be given a memory'):
+    bare = _bare(lm)
+    raise ValueError(f'lm: {bare.config.model_type} ({type(bare).__name__}) can\'t {what}: {why}')
 
+def _accept_adapter(lm, name, p):
+    "Refuse an adapter that changes what switching it off doesn't restore"
+    if p.is_prompt_learning:
+        _refuse(lm, f'adapter {name!r} is {p.peft_type.value}, whose virtual tokens can\'t be switched off; '
+                    'expected one like LoRA')
+    if getattr(p, 'bias', 'none') != 'none':
+        _refuse(lm, f'adapter {name!r} trains biases of the language model itself (bias={p.bias!r}), '
+                    'expected bias=\'none\'')
+    if getattr(p, 'trainable_token_indices', None):
+        _refuse(lm, f'adapter {name!r} trains token embeddings (trainable_token_indices), expected none')
+
+# %% ../../nbs/50_backbone.ipynb #accept-def
 def _accept(lm):
     "Refuse what is no causal LM, and adapters that can't be switched off"
-    c = _bare(lm).config
-    if getattr(c, 'is_encoder_decoder', False): _refuse(lm, 'it is an encoder-decoder, expected a causal LM')
-    if lm.get_output_embeddings() is None and not _bare(lm).can_generate(): _refuse(lm, 'it has no LM head, expected a causal LM')
-    for name, p in (lm.peft_config if isinstance(lm, PeftModel) else {}).items():
-        if p.is_prompt_learning: _refuse(lm, f'adapter {name!r} is {p.peft_type.value}, whose virtual tokens can\'t be switched off; expected one like LoRA')
-        if getattr(p, 'bias', 'none') != 'none': _refuse(lm, f'adapter {name!r} trains biases of the language model itself (bias={p.bias!r}), expected bias=\'none\'')
-        if getattr(p, 'trainable_token_indices', None): _refuse(lm, f'adapter {name!r} trains token embeddings (trainable_token_indices), expected none')
+    bare = _bare(lm)
+    if getattr(bare.config, 'is_encoder_decoder', False):
+        _refuse(lm, 'it is an encoder-decoder, expected a causal LM')
+    if lm.get_output_embeddings() is None and not bare.can_generate():
+        _refuse(lm, 'it has no LM head, expected a causal LM')
+    if isinstance(lm, PeftModel):
+        for name, p in lm.peft_config.items(): _accept_adapter(lm, name, p)
 
 # %% ../../nbs/50_backbone.ipynb #probe-ids
 def _probe_ids(lm, n=7):
     "Two rows of ordinary token ids that differ in the last"
-    c, V = _bare(lm).config, lm.get_input_embeddings().weight.shape[0]
-    special = {v for d in (c, c.get_text_config(decoder=True)) for k, v in d.to_dict().items() if k.endswith(('token_id', 'token_index')) and isinstance(v, int)}
+    config = _bare(lm).config
+    V = lm.get_input_embeddings().weight.shape[0]
+    special = set()
+    for c in (config, config.get_text_config(decoder=True)):
+        named = {k: v for k, v in c.to_dict().items() if k.endswith(('token_id', 'token_index'))}
+        special |= {v for v in named.values() if isinstance(v, int)}
     plain = [i for i in range(min(V, 4096)) if i not in special]
     pick = [plain[(7*i+3) % len(plain)] for i in range(n+1)]
     return torch.tensor([pick[:n], pick[:n-1] + pick[n:]])
 
+# %% ../../nbs/50_backbone.ipynb #evaluated
 @contextlib.contextmanager
 def _evaluated(lm):
     "Context without gradients, dropout or changes to the caller's random numbers"
@@ -113,34 +147,41 @@ def _evaluated(lm):
         finally:
             for m in was: m.training = True
 
+# %% ../../nbs/50_backbone.ipynb #fed
 @contextlib.contextmanager
 def _fed(lm, emb):
     "Context that names the submodules which are handed these embeddings, outermost first"
-    seen, off = [], []
-    def note(name): return lambda m, args, kw: seen.append(name) if kw.get('inputs_embeds') is emb else None  # None: the input stays as it is
+    seen, hooks = [], []
+    def look(name, m, args, kw):                              # returns None: the input stays as it is
+        if kw.get('inputs_embeds') is emb: seen.append(name)
     try:
-        for n, m in lm.named_modules():
-            if n: off.append(m.register_forward_pre_hook(note(n), with_kwargs=True))
+        for name, m in lm.named_modules():
+            if name: hooks.append(m.register_forward_pre_hook(partial(look, name), with_kwargs=True))
         yield seen
     finally:
-        for h in off: h.remove()
+        for h in hooks: h.remove()
 
 # %% ../../nbs/50_backbone.ipynb #examine
 def _alike(a, b, exact):
     "Are logits the same up to rounding?"
-    tol = (torch.finfo(a.dtype).eps if exact else 2**-7)**.5
-    return bool((a.float()-b.float()).abs().max() <= tol*b.float().abs().max().clamp(min=1e-3))
+    eps = torch.finfo(a.dtype).eps if exact else 2**-7
+    a, b = a.float(), b.float()
+    largest = b.abs().max().clamp(min=1e-3)
+    return bool((a-b).abs().max() <= eps**.5*largest)
 
 def _attempt(lm, what, f):
     "What `f` gives, or a refusal that names what was tried"
     try: return f()
     except Exception as e: _refuse(lm, f'{what} ended in {type(e).__name__}: {str(e).strip()[:200]}')
 
+# %% ../../nbs/50_backbone.ipynb #own-logits
 def _own_logits(lm, ids, exact):
     "What the model makes of token ids [2,L] that differ in the last one"
     own = _attempt(lm, 'a pass over ids', lambda: _bare(lm)(input_ids=ids).logits)
-    if own.shape[:2] != ids.shape: _refuse(lm, f'its logits have shape {list(own.shape)}, expected one row per token, {[*ids.shape, "V"]}')
-    if not _alike(own[0, :-1], own[1, :-1], exact): _refuse(lm, 'later tokens change earlier predictions, expected a causal LM')
+    if own.shape[:2] != ids.shape:
+        _refuse(lm, f'its logits have shape {list(own.shape)}, expected one row per token, {[*ids.shape, "V"]}')
+    if not _alike(own[0, :-1], own[1, :-1], exact):
+        _refuse(lm, 'later tokens change earlier predictions, expected a causal LM')
     return own
 
 # %% ../../nbs/50_backbone.ipynb #find-decoder
@@ -149,88 +190,117 @@ def _find_decoder(lm, emb, own, exact):
     bare, given = _bare(lm), emb.clone()
     with _fed(bare, given) as fed:
         logits = _attempt(lm, 'a pass over embeddings', lambda: bare(inputs_embeds=given).logits)
-    if not _alike(logits, own, exact): _refuse(lm, 'embeddings don\'t make the logits that their token ids make; it needs the ids themselves')
+    if not _alike(logits, own, exact):
+        _refuse(lm, 'embeddings don\'t make the logits that their token ids make; it needs the ids themselves')
     return fed[0] if fed else bare.base_model_prefix
 
+# %% ../../nbs/50_backbone.ipynb #find-first
 def _find_first(self, emb, own, exact):
     "The position that the first token gets: 0, or the one after the padding id; and the width of hidden states"
-    mask, pad = torch.ones(emb.shape[:2], dtype=torch.long, device=emb.device), getattr(self.bare.config, 'pad_token_id', 0) or 0
+    mask = torch.ones(emb.shape[:2], dtype=torch.long, device=emb.device)
+    pad = getattr(self.bare.config, 'pad_token_id', 0) or 0
     for first in dict.fromkeys((0, pad+1)):
         self._first = first
         h = _attempt(self.lm, 'its decoder alone', lambda: self.hidden(emb, mask).last_hidden_state)
-        if _alike(_attempt(self.lm, 'its LM head alone', lambda: self.head(h)), own, exact): return first, h.shape[-1]
+        logits = _attempt(self.lm, 'its LM head alone', partial(self.head, h))
+        if _alike(logits, own, exact): return first, h.shape[-1]
     _refuse(self.lm, 'hidden states don\'t make the logits that the whole model makes')
 
 # %% ../../nbs/50_backbone.ipynb #find-padding
 def _indexed(c):
     "Does attention pick its tokens from a list that dead tokens can displace, in prompts longer than these?"
     t = c.get_text_config(decoder=True)
-    sparse = any(getattr(t, k, None) for k in ('index_topk', 'index_n_heads', 'index_head_dim'))
-    return sparse or any('index' in str(k) or 'compress' in str(k) for k in getattr(t, 'layer_types', None) or ())
+    if any(getattr(t, k, None) for k in ('index_topk', 'index_n_heads', 'index_head_dim')): return True
+    kinds = [str(k) for k in getattr(t, 'layer_types', None) or ()]
+    return any('index' in k or 'compress' in k for k in kinds)
 
 def _pads(self, padded, mask, own, exact):
     "Do three dead tokens in front of a prompt change nothing?"
     if _indexed(self.bare.config): return False
-    try: return _alike(self.head(self.hidden(padded, mask).last_hidden_state[:, 3:]), own, exact)
+    try:
+        h = self.hidden(padded, mask).last_hidden_state
+        return _alike(self.head(h[:, 3:]), own, exact)
     except Exception: return False
 
+# %% ../../nbs/50_backbone.ipynb #generation-pads
 def _generation_pads(self, emb, padded, mask, exact):
     "Do dead tokens in front change nothing in generation, whose later steps count by the cache?"
-    kw = dict(max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True)
-    def new(e, m): return torch.stack(self._generate(e, m, **kw).logits)
-    try: return _alike(new(padded, mask), new(emb, mask[:, 3:]), exact)
+    kw = dict(max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0,
+              output_logits=True, return_dict_in_generate=True)
+    try:
+        behind = torch.stack(self._generate(padded, mask, **kw).logits)
+        alone = torch.stack(self._generate(emb, mask[:, 3:], **kw).logits)
+        return _alike(behind, alone, exact)
     except Exception: return False
 
 # %% ../../nbs/50_backbone.ipynb #examine-all
+def _takes_positions(forward): return 'position_ids' in inspect.signature(forward).parameters
+
 def _examine(self):
     "Find the decoder, its width and how it takes padding; refuse a model with which a memory would be wrong"
-    lm, bare, E = self.lm, self.bare, self.lm.get_input_embeddings()
-    exact, ids = not getattr(bare, 'is_quantized', False), _probe_ids(lm).to(E.weight.device)
-    takes = lambda f: 'position_ids' in inspect.signature(f).parameters
+    lm, bare = self.lm, self.bare
+    E = lm.get_input_embeddings()
+    exact = not getattr(bare, 'is_quantized', False)
+    ids = _probe_ids(lm).to(E.weight.device)
     with _evaluated(lm):
-        emb, own = E(ids), _own_logits(lm, ids, exact)
+        emb = E(ids)                                          # [2,L,d]
+        own = _own_logits(lm, ids, exact)                     # [2,L,V]
         self._body = _find_decoder(lm, emb, own, exact)
-        self._pos, self.pads = takes(self.body.forward), True
+        self._pos = _takes_positions(self.body.forward)
+        self.pads = True
         self._first, self.width = _find_first(self, emb, own, exact)
-        padded = torch.cat([emb[:, -3:]*.9, emb], 1)
-        mask = torch.ones(padded.shape[:2], dtype=torch.long, device=emb.device)
-        _attempt(lm, 'a pass over vectors that are no words', lambda: self.hidden(padded, mask))
-        mask = mask.index_fill(1, torch.arange(3, device=mask.device), 0)
-        self.pads = _pads(self, padded, mask, own, exact)
-        self.prefix_cache = self.prefix_cache and self.pads
-        self._told = self._pos and takes(bare.forward)
-        usual = type(bare).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation
-        self._pads_new = self.pads and (self._told and usual or _generation_pads(self, emb, padded, mask, exact))
+        _examine_padding(self, emb, own, exact)
 
-# %% ../../nbs/50_backbone.ipynb #class
+# %% ../../nbs/50_backbone.ipynb #examine-padding
+def _examine_padding(self, emb, own, exact):
+    "Find whether dead tokens in front change a pass, or generation"
+    lm, bare = self.lm, self.bare
+    padded = torch.cat([emb[:, -3:]*.9, emb], 1)              # [2,3+L,d]
+    mask = torch.ones(padded.shape[:2], dtype=torch.long, device=emb.device)
+    _attempt(lm, 'a pass over vectors that are no words', lambda: self.hidden(padded, mask))
+    dead = mask.index_fill(1, torch.arange(3, device=mask.device), 0)
+    self.pads = _pads(self, padded, dead, own, exact)
+    self.prefix_cache = self.prefix_cache and self.pads
+    self._told = self._pos and _takes_positions(bare.forward)
+    usual = type(bare).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation
+    known = self._told and usual
+    self._pads_new = self.pads and (known or _generation_pads(self, emb, padded, dead, exact))
+
+# %% ../../nbs/50_backbone.ipynb #some-words
 @torch.no_grad()
 def _some_words(E, n=16384):
     "Embeddings as the model makes them, of all tokens or a fixed sample of n"
     V = E.weight.shape[0]
-    ids = torch.arange(V) if V <= n else torch.randperm(V, generator=generator(0, 'words'))[:n]
+    if V <= n: ids = torch.arange(V)
+    else: ids = torch.randperm(V, generator=generator(0, 'words'))[:n]
     return E(ids.to(E.weight.device)).detach()
 
+# %% ../../nbs/50_backbone.ipynb #memorylm
 class MemoryLM(nn.Module):
     "A Hugging Face causal LM with mem tokens, a memory, and soft tokens beside the prompt"
     def __init__(self,
-        lm,                       # a causal LM, or a `PeftModel` around one
-        config:MemoryConfig=None, # what to add
-        prefix_cache:bool=True,   # may a chunk of tokens continue a cache? not in Mamba
+        lm:nn.Module,                   # a causal LM, or a `PeftModel` around one
+        config:MemoryConfig|None=None,  # what to add
+        prefix_cache:bool=True,         # may a chunk of tokens continue a cache? not in Mamba
     ):
         super().__init__()
         _accept(lm)
-        self.lm, self.config, self.prefix_cache = lm, config or MemoryConfig(), prefix_cache
+        self.lm, self.prefix_cache = lm, prefix_cache
+        self.config = c = config or MemoryConfig()
         E = lm.get_input_embeddings()
         self.d, dev = E.weight.shape[1], E.weight.device
         _examine(self)
-        rms = E.weight.detach().float().pow(2).mean().sqrt().item()*float(getattr(E, 'embed_scale', 1.))
-        self.mem = nn.Parameter((torch.randn(self.config.n_mem, self.d)*rms).to(dev))
-        c, wrote = self.config, self.config.n_mem*self.width
-        shape = wrote, self.d, 10*rms
-        self.memory = (make_ladder(c.ladder, c.rules, *shape) if c.kind == 'ladder' else RecurrentMemory(c.ladder, *shape)).to(dev)
-        if c.gather and self.width != self.d: raise ValueError(f'gather: expected 0, as hidden states are {self.width} wide and embeddings {self.d}; got {c.gather}')
+        rms = E.weight.detach().float().pow(2).mean().sqrt().item()
+        rms *= float(getattr(E, 'embed_scale', 1.))
+        self.mem = nn.Parameter((torch.randn(c.n_mem, self.d)*rms).to(dev))
+        self.memory = self._new_memory(10*rms).to(dev)
+        if c.gather and self.width != self.d:
+            raise ValueError(f'gather: expected 0, as hidden states are {self.width} wide and embeddings {self.d}; '
+                             f'got {c.gather}')
         self.gather = Gather(self.d, c.n_mem, c.gather).to(dev) if c.gather else None
-        for k, v in dict(centre=0., spread=1.).items(): self.register_buffer(k, torch.full((wrote,), v, device=dev))
+        wrote = c.n_mem*self.width
+        self.register_buffer('centre', torch.full((wrote,), 0., device=dev))
+        self.register_buffer('spread', torch.full((wrote,), 1., device=dev))
         self.thoughts = Thoughts(c.thoughts, _some_words(E))
     @property
     def bare(self):
@@ -241,29 +311,53 @@ class MemoryLM(nn.Module):
         "The decoder without its LM head"
         return self.bare.get_submodule(self._body)
 
+# %% ../../nbs/50_backbone.ipynb #new-memory
+@patch
+def _new_memory(self:MemoryLM, size):
+    "A memory of what mem tokens write; soft tokens are at most of this size"
+    c = self.config
+    shape = c.n_mem*self.width, self.d, size
+    if c.kind == 'ladder': return make_ladder(c.ladder, c.rules, *shape)
+    return RecurrentMemory(c.ladder, *shape)
+
 # %% ../../nbs/50_backbone.ipynb #hidden
 def _row_by_row(self, emb, mask):
     "The decoder for models that take no padding: each row's live tokens alone"
-    rows = [(i, k) for i, k in enumerate(mask.bool()) if k.any()]
-    hs = [self.hidden(emb[i:i+1, k], mask[i:i+1, k]).last_hidden_state[0] for i, k in rows]
-    out = hs[0].new_zeros(*mask.shape, self.width)
-    for (i, k), h in zip(rows, hs): out = out.index_put((torch.full_like(k.nonzero()[:, 0], i), k.nonzero()[:, 0]), h)
+    rows = [(i, live) for i, live in enumerate(mask.bool()) if live.any()]
+    hs = []
+    for i, live in rows:
+        o = self.hidden(emb[i:i+1, live], mask[i:i+1, live])
+        hs.append(o.last_hidden_state[0])                     # [live tokens,width]
+    out = hs[0].new_zeros(*mask.shape, self.width)            # [N,L,width]
+    for (i, live), h in zip(rows, hs):
+        at = live.nonzero()[:, 0]
+        out = out.index_put((torch.full_like(at, i), at), h)
     return BaseModelOutput(last_hidden_state=out)
 
+# %% ../../nbs/50_backbone.ipynb #checkpointed
 @patch
-def checkpointed(self:MemoryLM):
+def checkpointed(self:MemoryLM) -> bool:
     "Does the language model run layers twice to save memory? It can't use a cache then"
-    return self.lm.training and any(getattr(m, 'gradient_checkpointing', False) for m in self.bare.modules())
+    if not self.lm.training: return False
+    return any(getattr(m, 'gradient_checkpointing', False) for m in self.bare.modules())
 
 def _positions(self, mask): return (mask.cumsum(1)-1).clamp(min=0) + self._first
 
+# %% ../../nbs/50_backbone.ipynb #hidden-def
 @patch
-def hidden(self:MemoryLM, emb, mask, past=None, keep=False):
-    "Run the decoder on [N,L,d] after a cache of P tokens, mask [N,P+L]; positions count live tokens only"
+def hidden(self:MemoryLM,
+    emb:torch.Tensor,   # [N,L,d]
+    mask:torch.Tensor,  # [N,P+L], 1 where a token is live; P tokens are in the cache
+    past:Cache|None=None,  # a cache to go on from; None: P is 0
+    keep:bool=False,    # make a cache
+):                      # of transformers, with `last_hidden_state` [N,L,width]
+    "Run the decoder; positions count live tokens only"
     if not self.pads and not mask.all(): return _row_by_row(self, emb, mask)
-    kw = dict(position_ids=_positions(self, mask)[:, -emb.shape[1]:]) if self._pos else {}
+    kw = {}
+    if self._pos: kw['position_ids'] = _positions(self, mask)[:, -emb.shape[1]:]
     if past is not None: kw['past_key_values'] = past
-    if self.checkpointed() and torch.is_grad_enabled() and not emb.requires_grad: emb = emb.detach().requires_grad_()
+    if self.checkpointed() and torch.is_grad_enabled() and not emb.requires_grad:
+        emb = emb.detach().requires_grad_()
     return self.body(inputs_embeds=emb.clone(), attention_mask=mask, use_cache=keep or past is not None, **kw)
 
 # %% ../../nbs/50_backbone.ipynb #head
@@ -273,28 +367,37 @@ class _Given(tuple):
     def __getattr__(self, name):
         if name.startswith('_'): raise AttributeError(name)
 
+_HOOKS = '_forward_hooks', '_forward_pre_hooks', '_forward_hooks_with_kwargs', '_forward_pre_hooks_with_kwargs'
+
 def _shallow(m, forward=None):
     "A module of its own with the same parts, without hooks"
     c = copy.copy(m)
     c._modules = dict(m._modules)
-    for k in ('_forward_hooks', '_forward_pre_hooks', '_forward_hooks_with_kwargs', '_forward_pre_hooks_with_kwargs'): c.__dict__[k] = type(getattr(m, k))()
+    for k in _HOOKS: c.__dict__[k] = type(getattr(m, k))()
     c.__dict__.pop('forward', None)
     if forward: c.__dict__['forward'] = forward
     return c
 
+# %% ../../nbs/50_backbone.ipynb #head-def
 @patch
-def head(self:MemoryLM, h):
-    "Logits of hidden states [...,d], made by the model's own forward pass"
-    given = _Given((h.reshape(1, h.shape[:-1].numel(), h.shape[-1]),))
+def head(self:MemoryLM,
+    h:torch.Tensor   # hidden states, [...,width]
+) -> torch.Tensor:   # [...,V]
+    "Logits, made by the model's own forward pass around a decoder that gives these hidden states"
+    given = _Given((h.reshape(1, h.shape[:-1].numel(), h.shape[-1]),))  # [1,rows,width]
     *around, last = self._body.split('.')
     top = at = _shallow(self.bare)
-    for name in around: at._modules[name] = at = _shallow(at._modules[name])
+    for name in around:
+        inner = _shallow(at._modules[name])
+        at._modules[name] = inner
+        at = inner
     at._modules[last] = _shallow(at._modules[last], lambda *a, **k: given)
     y = top(inputs_embeds=given[0], use_cache=False, return_dict=True).logits
     return y.reshape(*h.shape[:-1], y.shape[-1]).float()
 
 # %% ../../nbs/50_backbone.ipynb #plain
-_OFF = contextvars.ContextVar('chronomem_adapters_off', default=())  # (key of a language model whose adapters are off here, are weights that were brought off, too?)
+# (key of a language model whose adapters are off here, are weights that were brought off, too?) each
+_OFF = contextvars.ContextVar('chronomem_adapters_off', default=())
 
 class _Key: pass
 
@@ -304,8 +407,10 @@ def _key(lm):
 
 def _is_off(key, brought=False):
     "Is this thread in `plain` of the model with this key? With `brought`: in one that puts brought weights off, too"
-    return any(k is key and (every or not brought) for k, every in _OFF.get())
+    off = [every for k, every in _OFF.get() if k is key]
+    return any(off) if brought else bool(off)
 
+# %% ../../nbs/50_backbone.ipynb #off
 class _Off:
     "A layer's flag for peft: off because peft was told so, or because this thread is in `plain`"
     def __init__(self, key, off): self.key, self.off = key, off
@@ -327,19 +432,25 @@ def _carried(checkpoint):
     run.carries = True
     return run
 
+# %% ../../nbs/50_backbone.ipynb #switch
 def _switch(lm):
     "Prepare a model's layers, as often as peft or its user resets them; changes nothing they compute. Its key"
     key = _key(lm)
     for m in lm.modules():
-        off, check = m.__dict__.get('_disable_adapters'), m.__dict__.get('_gradient_checkpointing_func')
-        if off is not None and getattr(off, 'key', None) is not key: m._disable_adapters = _Off(key, off.off if isinstance(off, _Off) else bool(off))
-        if check is not None and not getattr(check, 'carries', False): m._gradient_checkpointing_func = _carried(check)
+        off = m.__dict__.get('_disable_adapters')
+        if off is not None and getattr(off, 'key', None) is not key:
+            flag = off.off if isinstance(off, _Off) else bool(off)
+            m._disable_adapters = _Off(key, flag)
+        check = m.__dict__.get('_gradient_checkpointing_func')
+        if check is not None and not getattr(check, 'carries', False):
+            m._gradient_checkpointing_func = _carried(check)
     return key
 
+# %% ../../nbs/50_backbone.ipynb #plain-def
 @patch
 @contextlib.contextmanager
 def plain(self:MemoryLM,
-    brought:bool=True # weights that are brought for a call are off, too: a learner's, a reader's
+    brought:bool=True  # weights that are brought for a call are off, too: a learner's, a reader's
 ):
     "Context in which adapters are off for this thread; what was frozen stays frozen"
     key = _switch(self.lm) if isinstance(self.lm, PeftModel) else _key(self.lm)
@@ -349,31 +460,49 @@ def plain(self:MemoryLM,
 
 # %% ../../nbs/50_backbone.ipynb #prompt
 @patch
-def embed(self:MemoryLM, ids): return self.lm.get_input_embeddings()(ids)
+def embed(self:MemoryLM,
+    ids:torch.Tensor  # of any shape
+) -> torch.Tensor:    # [...,d]
+    "Embeddings of token ids"
+    return self.lm.get_input_embeddings()(ids)
 
 def _fit(name, x, *shape):
-    if tuple(x.shape) != shape: raise ValueError(f'{name}: expected shape {list(shape)}, got {list(x.shape)}')
+    got = tuple(x.shape)
+    if got != shape: raise ValueError(f'{name}: expected shape {list(shape)}, got {list(got)}')
 
 def _peft_own(lm, name):
     "Does a weight's name say that adapters brought it?"
-    return f'.{getattr(getattr(lm, "base_model", None), "prefix", "lora_")}' in name or '.lora_' in name or '.modules_to_save.' in name
+    tuner = getattr(lm, 'base_model', None)
+    prefix = getattr(tuner, 'prefix', 'lora_')
+    return any(part in name for part in (f'.{prefix}', '.lora_', '.modules_to_save.'))
 
+# %% ../../nbs/50_backbone.ipynb #frozen
 @patch
-def frozen(self:MemoryLM):
+def frozen(self:MemoryLM) -> bool:
     "Is the language model, adapters aside, not trained?"
-    return not any(p.requires_grad for n, p in self.lm.named_parameters() if not _peft_own(self.lm, n))
+    own = (p for name, p in self.lm.named_parameters() if not _peft_own(self.lm, name))
+    return not any(p.requires_grad for p in own)
 
-MemoryLM.sink = None  # id of the token a text begins with (BOS), if the tokenizer adds one: attention rests on it, so it stays in front of soft tokens
+# id of the token a text begins with (BOS), if the tokenizer adds one: attention rests on it,
+# so it stays in front of soft tokens
+MemoryLM.sink = None
 
 def _rank(ids, mask, soft_mask, sink):
     "Order of soft tokens and prompt: dead ones, a row's leading BOS, all others"
     live = mask.long()
-    first = (live > 0) & (live.cumsum(1) == 1) & (ids == sink)
-    return torch.cat([2*soft_mask.long(), 2*live - first.long()], 1)
+    leading = (live > 0) & (live.cumsum(1) == 1)
+    first = leading & (ids == sink)
+    return torch.cat([2*soft_mask.long(), 2*live - first.long()], 1)  # [N,K+L]
 
+# %% ../../nbs/50_backbone.ipynb #prompt-def
 @patch
-def prompt(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
-    "Soft tokens and prompt as embeddings, dead tokens first; with the mask and each column's origin"
+def prompt(self:MemoryLM,
+    ids:torch.Tensor,                  # [N,L]
+    mask:torch.Tensor,                 # [N,L], 1 where a token is live
+    soft:torch.Tensor|None=None,       # [N,K,d] soft tokens; None: K is 0
+    soft_mask:torch.Tensor|None=None,  # [N,K]
+) -> tuple:                            # [N,K+L,d], the mask, and where each column came from
+    "Soft tokens and prompt as embeddings, dead tokens first"
     if ids.ndim != 2: raise ValueError(f'ids: expected [N,L], got shape {list(ids.shape)}')
     if (soft is None) != (soft_mask is None): raise ValueError('soft and soft_mask: expected both or neither')
     _fit('mask', mask, *ids.shape)
@@ -382,40 +511,63 @@ def prompt(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
         _fit('soft', soft, len(ids), soft.shape[1], self.d)
         _fit('soft_mask', soft_mask, *soft.shape[:2])
         if self.sink is not None: rank = _rank(ids, mask, soft_mask, self.sink)
-        emb, mask = torch.cat([soft.to(emb), emb], 1), torch.cat([soft_mask.long(), mask], 1)
+        emb = torch.cat([soft.to(emb), emb], 1)               # [N,K+L,d]
+        mask = torch.cat([soft_mask.long(), mask], 1)         # [N,K+L]
     return compact(emb, mask, rank)
 
 # %% ../../nbs/50_backbone.ipynb #encode
 @patch
-def features(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
-    "What a write is made of, adapters off: mem tokens' hidden states [N,n_mem,d]; the prompt's, its embeddings [N,L,d] and its mask"
+def features(self:MemoryLM,
+    ids:torch.Tensor,                  # [N,L]
+    mask:torch.Tensor,                 # [N,L], 1 where a token is live
+    soft:torch.Tensor|None=None,       # [N,K,d] soft tokens; None: K is 0
+    soft_mask:torch.Tensor|None=None,  # [N,K]
+) -> tuple:                            # mem tokens' hidden states [N,n_mem,width]; those of the prompt,
+                                       # its embeddings [N,K+L,d] and its mask
+    "What a write is made of, adapters off"
     with self.plain():
         emb, mask, _ = self.prompt(ids, mask, soft, soft_mask)
-        mem, n = self.mem.expand(len(ids), -1, -1).to(emb), self.config.n_mem
+        mem = self.mem.expand(len(ids), -1, -1).to(emb)       # [N,n_mem,d]
         full = torch.cat([mask, mask.new_ones(mem.shape[:2])], 1)
-        if self.prefix_cache and torch.is_grad_enabled() and not emb.requires_grad and self.frozen() and not self.checkpointed():
-            with torch.no_grad(): o = self.hidden(emb, mask, keep=True)
-            seen, h = o.last_hidden_state, self.hidden(mem, full, o.past_key_values).last_hidden_state
-        else: seen, h = self.hidden(torch.cat([emb, mem], 1), full).last_hidden_state.tensor_split([-n], 1)
+        learns = torch.is_grad_enabled() and not emb.requires_grad
+        if self.prefix_cache and learns and self.frozen() and not self.checkpointed():
+            with torch.no_grad(): o = self.hidden(emb, mask, keep=True)  # only mem tokens need a gradient
+            seen = o.last_hidden_state
+            h = self.hidden(mem, full, o.past_key_values).last_hidden_state
+        else:
+            both = self.hidden(torch.cat([emb, mem], 1), full).last_hidden_state
+            seen, h = both.tensor_split([-self.config.n_mem], 1)
     return h.float(), seen.float(), emb.float(), mask
 
+# %% ../../nbs/50_backbone.ipynb #encode-def
 @patch
-def encode(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
-    "What the mem tokens make of a prompt: [N,L] → [N, n_mem*d]"
+def encode(self:MemoryLM,
+    ids:torch.Tensor,                  # [N,L]
+    mask:torch.Tensor,                 # [N,L], 1 where a token is live
+    soft:torch.Tensor|None=None,       # [N,K,d] soft tokens; None: K is 0
+    soft_mask:torch.Tensor|None=None,  # [N,K]
+) -> torch.Tensor:                     # [N, n_mem*width]
+    "What the mem tokens make of a prompt"
     return self.collect(*self.features(ids, mask, soft, soft_mask))
 
 # %% ../../nbs/50_backbone.ipynb #collect
 @patch
-def collect(self:MemoryLM, mem, seen, emb, mask):
-    "One vector per prompt from its `features`: [N, n_mem*d]"
+def collect(self:MemoryLM,
+    mem:torch.Tensor,   # [N,n_mem,width], and so on, as `features` gives them
+    seen:torch.Tensor,  # [N,L,width]
+    emb:torch.Tensor,   # [N,L,d]
+    mask:torch.Tensor,  # [N,L]
+) -> torch.Tensor:      # [N, n_mem*width]
+    "One vector per prompt from its `features`"
     h = mem if self.gather is None else self.gather(mem, seen, emb, mask)
     return (h.flatten(1) - self.centre)/self.spread
 
+# %% ../../nbs/50_backbone.ipynb #calibrate
 @patch
 @torch.no_grad()
 def calibrate(self:MemoryLM,
-    ids,  # [N,L] prompts such as will be written, 32 or more
-    mask  # [N,L], 1 where a token is live
+    ids:torch.Tensor,  # [N,L] prompts such as will be written, 32 or more
+    mask:torch.Tensor  # [N,L], 1 where a token is live
 ):
     "Set `centre` and `spread` so that a write has mean 0 and deviation 1 over these prompts"
     if len(ids) < 32: raise ValueError(f'ids: got {len(ids)} prompts, expected 32 or more')
@@ -425,61 +577,100 @@ def calibrate(self:MemoryLM,
 
 # %% ../../nbs/50_backbone.ipynb #predict
 @patch
-def predict(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
-    "Hidden states of the prompt, with the memory's soft tokens in front: [N,L,d]"
+def predict(self:MemoryLM,
+    ids:torch.Tensor,                  # [N,L]
+    mask:torch.Tensor,                 # [N,L], 1 where a token is live
+    soft:torch.Tensor|None=None,       # [N,K,d] soft tokens; None: K is 0
+    soft_mask:torch.Tensor|None=None,  # [N,K]
+) -> torch.Tensor:                     # [N,L,width]
+    "Hidden states of the prompt, with the memory's soft tokens in front"
     emb, mask, order = self.prompt(ids, mask, soft, soft_mask)
-    n = int(mask.sum(1).max())  # columns dead in every row cost nothing
-    at = (order.argsort(1)[:, -ids.shape[1]:] - (mask.shape[1]-n)).clamp(min=0)
-    return self.hidden(emb[:, -n:], mask[:, -n:]).last_hidden_state.gather(1, at[..., None].expand(-1, -1, self.width))
+    n = int(mask.sum(1).max())                                # columns dead in every row cost nothing
+    cut = mask.shape[1]-n
+    at = order.argsort(1)[:, -ids.shape[1]:]                  # [N,L], where each token went
+    at = (at - cut).clamp(min=0)
+    h = self.hidden(emb[:, -n:], mask[:, -n:]).last_hidden_state
+    return h.gather(1, at[..., None].expand(-1, -1, self.width))
 
 # %% ../../nbs/50_backbone.ipynb #check
 @patch
-def check(self:MemoryLM, ids, mask, live=None):
+def check(self:MemoryLM,
+    ids:torch.Tensor,             # [N,L]
+    mask:torch.Tensor,            # [N,L], 1 where a token is live
+    live:torch.Tensor|None=None,  # [N] bool, rows that count; None: all
+):
     "Refuse ids outside the vocabulary, and rows without a live token unless `live` says they don't count"
-    V, (lo, hi) = self.lm.get_input_embeddings().weight.shape[0], ids.aminmax() if ids.numel() else (0, 0)
+    V = self.lm.get_input_embeddings().weight.shape[0]
+    lo, hi = ids.aminmax() if ids.numel() else (0, 0)
     if lo < 0 or hi >= V: raise ValueError(f'ids: expected 0 to {V-1}, got {int(lo)} to {int(hi)}')
-    empty = (mask.sum(1) == 0) & (True if live is None else live)
-    if empty.any(): raise ValueError(f'mask: expected a live token in every row, none in rows {empty.nonzero().flatten().tolist()}')
+    empty = mask.sum(1) == 0                                  # [N]
+    if live is not None: empty = empty & live
+    if empty.any():
+        rows = empty.nonzero().flatten().tolist()
+        raise ValueError(f'mask: expected a live token in every row, none in rows {rows}')
 
+# %% ../../nbs/50_backbone.ipynb #logits
 @patch
-def logits(self:MemoryLM, ids, mask, soft=None, soft_mask=None):
-    "Logits of every prompt token, [N,L,V]; where `mask` is 0 they mean nothing"
+def logits(self:MemoryLM,
+    ids:torch.Tensor,                  # [N,L]
+    mask:torch.Tensor,                 # [N,L], 1 where a token is live
+    soft:torch.Tensor|None=None,       # [N,K,d] soft tokens; None: K is 0
+    soft_mask:torch.Tensor|None=None,  # [N,K]
+) -> torch.Tensor:                     # [N,L,V]; where `mask` is 0 they mean nothing
+    "Logits of every prompt token"
     self.check(ids, mask)
     return self.head(self.predict(ids, mask, soft, soft_mask))
 
 # %% ../../nbs/50_backbone.ipynb #step
+def _stamp(t):
+    "Changes when a tensor was changed or replaced"
+    if hasattr(t, '__tensor_flatten__'): return id(t)
+    return t.data_ptr(), t._version, t.device
+
 def _word_codes(self):
     "Codes of all words, computed again when the embeddings changed"
-    E, code = self.lm.get_input_embeddings(), self.thoughts.code
-    seen = *((t.data_ptr(), t._version, t.device) if not hasattr(t, '__tensor_flatten__') else id(t) for t in (E.weight, code)),
-    if self.__dict__.get('_codes', (None,))[0] != seen: self.__dict__['_codes'] = seen, code_table(self.embed, E.weight.shape[0], code, self.thoughts.mean)
-    return self.__dict__['_codes'][1]
+    weight, code = self.lm.get_input_embeddings().weight, self.thoughts.code
+    seen = _stamp(weight), _stamp(code)
+    known, codes = self.__dict__.get('_codes', (None, None))
+    if known != seen:
+        codes = code_table(self.embed, weight.shape[0], code, self.thoughts.mean)
+        self.__dict__['_codes'] = seen, codes
+    return codes
 
+# %% ../../nbs/50_backbone.ipynb #recall
 @patch
-def recall(self:MemoryLM, state, ids, mask):
-    "What the memory shows to these prompts: soft tokens and their mask, thoughts last; a rule of reading that asks is told the question"
-    soft = self.memory.read(state, self.encode(ids, mask) if self.memory.asks else None)
-    if state.thoughts is None or not held(state.thoughts).any(): return soft
-    return tuple(torch.cat(x, 1) for x in zip(soft, self.thoughts.read(state.thoughts, _word_codes(self), self.embed)))
+def recall(self:MemoryLM,
+    state:LadderState,   # of N rows
+    ids:torch.Tensor,    # [N,L]
+    mask:torch.Tensor,   # [N,L], 1 where a token is live
+) -> tuple:              # soft tokens [N,K,d] and their mask [N,K], thoughts last
+    "What the memory shows to these prompts; a rule of reading that asks is told the question"
+    asked = self.encode(ids, mask) if self.memory.asks else None
+    soft, soft_mask = self.memory.read(state, asked)
+    if state.thoughts is None or not held(state.thoughts).any(): return soft, soft_mask
+    thought, thought_mask = self.thoughts.read(state.thoughts, _word_codes(self), self.embed)
+    return torch.cat([soft, thought], 1), torch.cat([soft_mask, thought_mask], 1)
 
+# %% ../../nbs/50_backbone.ipynb #init
 @patch
 def init(self:MemoryLM,
-    batch:int,
-    device=None  # None: where the weights are
-):
+    batch:int,                              # rows
+    device:torch.device|str|None=None       # None: where the weights are
+) -> LadderState:
     "A state of rows that remember nothing and have no thoughts"
     state = self.memory.init(batch, device)
     state.thoughts = self.thoughts.init(batch, device)
     return state
 
+# %% ../../nbs/50_backbone.ipynb #think
 @patch
 @torch.no_grad()
 def think(self:MemoryLM,
-    state,      # of N rows, from `init`
-    ids,        # [N,L] what is thought
-    mask,       # [N,L], 1 where a token is live
-    about=None  # [N] keys, as from `about_key`
-):              # new state; clocks and rungs stay as they are
+    state:LadderState,            # of N rows, from `init`
+    ids:torch.Tensor,             # [N,L] what is thought
+    mask:torch.Tensor,            # [N,L], 1 where a token is live
+    about:torch.Tensor|None=None  # [N] keys, as from `about_key`
+) -> LadderState:                 # clocks and rungs stay as they are
     "Keep a thought in every row that has a live token"
     self.check(ids, mask, torch.zeros(len(ids), dtype=torch.bool))
     new = state.clone(recurse=False)
@@ -489,45 +680,70 @@ def think(self:MemoryLM,
 # %% ../../nbs/50_backbone.ipynb #step-write
 @patch
 @torch.no_grad()
-def hint(self:MemoryLM, ids, mask):
-    "For ladders whose rule of writing wants it, the mean entropy in nats of what is predicted at a prompt's tokens, [N]; else None"
-    return entropy(self.head(self.predict(ids, mask)), mask) if self.memory.wants_hint else None
+def hint(self:MemoryLM,
+    ids:torch.Tensor,         # [N,L]
+    mask:torch.Tensor         # [N,L], 1 where a token is live
+) -> torch.Tensor|None:       # [N] nats; None: this ladder's rule of writing wants no hint
+    "Mean entropy of what is predicted at a prompt's tokens"
+    if not self.memory.wants_hint: return None
+    return entropy(self.head(self.predict(ids, mask)), mask)
 
+# %% ../../nbs/50_backbone.ipynb #step-def
 @patch
 def step(self:MemoryLM,
-    state,       # what each row remembers, from `memory.init` or the last step
-    ids,         # [N,L] prompts
-    mask,        # [N,L], 1 where a token is live
-    live=None,   # [N] bool, rows that take part; None: all
-    gate='hard', # how the write gate decides
-):               # new state, what was written
+    state:LadderState,            # what each row remembers, from `memory.init` or the last step
+    ids:torch.Tensor,             # [N,L] prompts
+    mask:torch.Tensor,            # [N,L], 1 where a token is live
+    live:torch.Tensor|None=None,  # [N] bool, rows that take part; None: all
+    gate:str='hard',              # how the write gate decides
+) -> tuple:                       # new state, what was written
     "One inference's write"
     self.check(ids, mask, live)
-    if len(state.t) != len(ids): raise ValueError(f'state: expected {len(ids)} rows, one per prompt, got {len(state.t)}')
-    h = self.encode(ids, mask, *(self.memory.read(state) if self.memory.sees else ()))
+    if len(state.t) != len(ids):
+        raise ValueError(f'state: expected {len(ids)} rows, one per prompt, got {len(state.t)}')
+    soft = self.memory.read(state) if self.memory.sees else ()
+    h = self.encode(ids, mask, *soft)                         # [N, n_mem*width]
     return self.memory.write(state, h, live, gate, self.hint(ids, mask))
 
 # %% ../../nbs/50_backbone.ipynb #answer-loss
 @patch
-def answers(self:MemoryLM, ids, mask, labels, soft=None, soft_mask=None):
-    "Where labels aren't -100 [N,L-1], the cross-entropies there, and whether the arg max is right there"
+def answers(self:MemoryLM,
+    ids:torch.Tensor,                  # [N,L]
+    mask:torch.Tensor,                 # [N,L], 1 where a token is live
+    labels:torch.Tensor,               # [N,L], the ids that are to be predicted, else -100
+    soft:torch.Tensor|None=None,       # [N,K,d] soft tokens; None: K is 0
+    soft_mask:torch.Tensor|None=None,  # [N,K]
+) -> tuple:                            # where labels are [N,L-1]; the losses there; is the arg max right there
+    "How well the labels are predicted"
     _fit('labels', labels, *ids.shape)
-    h, y = self.predict(ids, mask, soft, soft_mask)[:, :-1], labels[:, 1:]
-    k = y != -100
+    h = self.predict(ids, mask, soft, soft_mask)[:, :-1]      # [N,L-1,width]
+    y = labels[:, 1:]
+    k = y != -100                                             # [N,L-1]
     if not k.any(): raise ValueError('labels: expected at least one that is not -100, after the first column')
-    logits = self.head(h[k])
-    return k, F.cross_entropy(logits, y[k], reduction='none'), logits.argmax(-1) == y[k]
+    logits = self.head(h[k])                                  # [labels,V]
+    loss = F.cross_entropy(logits, y[k], reduction='none')
+    return k, loss, logits.argmax(-1) == y[k]
 
+# %% ../../nbs/50_backbone.ipynb #answer-loss-def
 @patch
-def answer_loss(self:MemoryLM, ids, mask, labels, soft=None, soft_mask=None):
-    "Mean cross-entropy over labels that aren't -100, and per row whether every one of them is the arg max"
+def answer_loss(self:MemoryLM,
+    ids:torch.Tensor,                  # [N,L]
+    mask:torch.Tensor,                 # [N,L], 1 where a token is live
+    labels:torch.Tensor,               # [N,L], the ids that are to be predicted, else -100
+    soft:torch.Tensor|None=None,       # [N,K,d] soft tokens; None: K is 0
+    soft_mask:torch.Tensor|None=None,  # [N,K]
+) -> tuple:                            # mean cross-entropy over labels; [N] bool, is a row's answer right
+    "The loss of answers, and which rows are right"
     k, loss, ok = self.answers(ids, mask, labels, soft, soft_mask)
-    return loss.mean(), torch.ones_like(k).index_put((k,), ok).all(1)
+    right = torch.ones_like(k).index_put((k,), ok)            # [N,L-1]
+    return loss.mean(), right.all(1)
 
 # %% ../../nbs/50_backbone.ipynb #generate
 def _pad_id(g):
-    e = g.eos_token_id
-    return (e[0] if isinstance(e, (list, tuple)) else e) or 0 if g.pad_token_id is None else g.pad_token_id
+    if g.pad_token_id is not None: return g.pad_token_id
+    end = g.eos_token_id
+    if isinstance(end, (list, tuple)): end = end[0]
+    return end or 0
 
 @patch
 def _generate(self:MemoryLM, emb, mask, **kw):
@@ -535,99 +751,132 @@ def _generate(self:MemoryLM, emb, mask, **kw):
     if self._told: kw['position_ids'] = _positions(self, mask)
     return self.lm.generate(inputs_embeds=emb, attention_mask=mask, **kw)
 
+# %% ../../nbs/50_backbone.ipynb #generate-rows
 def _generate_rows(self, emb, mask, **kw):
     "New tokens where padding would change them: each row alone"
-    new = [self._generate(e[k][None], k[k][None].long(), **kw)[0] for e, k in zip(emb, mask.bool())]
+    new = []
+    for e, live in zip(emb, mask.bool()):
+        alone = self._generate(e[live][None], live[live][None].long(), **kw)
+        new.append(alone[0])
     return nn.utils.rnn.pad_sequence(new, batch_first=True, padding_value=kw['pad_token_id'])
 
+# %% ../../nbs/50_backbone.ipynb #generate-def
 @patch
 def generate(self:MemoryLM,
-    ids,            # [N,L] prompts
-    mask,           # [N,L], 1 where a token is live
-    soft=None,      # [N,K,d] soft tokens, from `memory.read`
-    soft_mask=None, # [N,K]
-    streamer=None,  # a streamer of transformers, for one row
-    **kw,           # for `generate` of transformers
-):                  # new tokens, [N, up to max_new_tokens]
+    ids:torch.Tensor,                  # [N,L] prompts
+    mask:torch.Tensor,                 # [N,L], 1 where a token is live
+    soft:torch.Tensor|None=None,       # [N,K,d] soft tokens, from `memory.read`
+    soft_mask:torch.Tensor|None=None,  # [N,K]
+    streamer:BaseStreamer|None=None,   # for one row
+    **kw,                              # for `generate` of transformers
+):                                     # new tokens, [N, up to max_new_tokens]
     "Continue prompts with the memory in front"
     self.check(ids, mask)
     emb, mask, _ = self.prompt(ids, mask, soft, soft_mask)
-    n, kw = int(mask.sum(1).max()), {'pad_token_id': _pad_id(self.bare.generation_config), **kw}
+    n = int(mask.sum(1).max())                                # columns dead in every row cost nothing
     emb, mask = emb[:, -n:], mask[:, -n:]
-    if 'inputs_embeds' not in inspect.signature(self.bare.prepare_inputs_for_generation).parameters: _refuse(self.lm, 'generate of transformers takes no embeddings for it', 'generate')
-    run = self._generate if self._pads_new or mask.all() else partial(_generate_rows, self)
+    kw = {'pad_token_id': _pad_id(self.bare.generation_config)} | kw
+    takes = inspect.signature(self.bare.prepare_inputs_for_generation).parameters
+    if 'inputs_embeds' not in takes:
+        _refuse(self.lm, 'generate of transformers takes no embeddings for it', 'generate')
+    together = self._pads_new or mask.all()
+    run = self._generate if together else partial(_generate_rows, self)
     return run(emb, mask, streamer=streamer, **kw)
 
 # %% ../../nbs/50_backbone.ipynb #saved
 @dataclass
 class BackboneRef(Config):
     "Which language model a memory belongs to"
-    name_or_path: str = ''
-    model_type: str = ''
-    fingerprint: str = ''  # of its weights, without adapters
-    dtype: str = 'float32'
+    name_or_path: str = ''    # as transformers knows it
+    model_type: str = ''      # its family there
+    fingerprint: str = ''     # of its weights, without adapters
+    dtype: str = 'float32'    # of its weights
 
+# %% ../../nbs/50_backbone.ipynb #savedmemory
 @dataclass
 class SavedMemory(Config):
     "The `config.json` of a saved `MemoryLM`"
-    memory: MemoryConfig
-    backbone: BackboneRef
-    weights: str               # fingerprint of memory.safetensors
-    adapter: str = ''          # fingerprint of adapter/, if there is one
-    own_backbone: bool = False # is the language model itself in backbone/?
-    prefix_cache: bool = True
-    format: Literal[1] = 1
+    memory: MemoryConfig        # what was added
+    backbone: BackboneRef       # to what
+    weights: str                # fingerprint of memory.safetensors
+    adapter: str = ''           # fingerprint of adapter/, if there is one
+    own_backbone: bool = False  # is the language model itself in backbone/?
+    prefix_cache: bool = True   # may a chunk of tokens continue a cache?
+    format: Literal[1] = 1      # of this file
 
+# %% ../../nbs/50_backbone.ipynb #parts
 def _parts(name, t):
     "A quantised tensor as the ordinary ones it is made of, by name"
     if not hasattr(t, '__tensor_flatten__'): return {name: t}
-    return {k: v for part in t.__tensor_flatten__()[0] for k, v in _parts(f'{name}.{part}', getattr(t, part)).items()}
+    out = {}
+    for part in t.__tensor_flatten__()[0]:
+        out |= _parts(f'{name}.{part}', getattr(t, part))
+    return out
 
 def _backbone_weights(lm):
     "Name → tensor of a language model, as if it had no adapters"
-    own = {k.replace('.base_layer.', '.').replace('.original_module.', '.'): v for k, v in _bare(lm).state_dict().items() if not _peft_own(lm, '.' + k)}
-    return {n: p for k, v in own.items() for n, p in _parts(k, v).items()}
+    out = {}
+    for name, t in _bare(lm).state_dict().items():
+        if _peft_own(lm, f'.{name}'): continue
+        name = name.replace('.base_layer.', '.').replace('.original_module.', '.')
+        out |= _parts(name, t)
+    return out
 
+# %% ../../nbs/50_backbone.ipynb #backbone-ref
 def backbone_ref(
-    lm  # a causal LM, with or without adapters
-)->BackboneRef:
+    lm:nn.Module  # a causal LM, with or without adapters
+) -> BackboneRef:
     "Name and fingerprint of a language model"
     bare = _bare(lm)
-    return BackboneRef(bare.name_or_path or '', bare.config.model_type, fingerprint(_backbone_weights(lm)), str(bare.dtype).removeprefix('torch.'))
+    weights = fingerprint(_backbone_weights(lm))
+    dtype = str(bare.dtype).removeprefix('torch.')
+    return BackboneRef(bare.name_or_path or '', bare.config.model_type, weights, dtype)
 
 # %% ../../nbs/50_backbone.ipynb #added
 @patch
-def added(self:MemoryLM):
+def added(self:MemoryLM) -> dict:
     "Name → tensor of all that was added: mem tokens and memory"
-    return {k: v for k, v in self.state_dict().items() if not k.startswith('lm.')}
+    own = self.state_dict()
+    return {k: v for k, v in own.items() if not k.startswith('lm.')}
 
 def _save_backbone(lm, path, dtype):
     "Store a language model; what it will be when it is loaded again"
-    if isinstance(lm, PeftModel): raise StateError('backbone: expected a model without adapters; merge them first (merge_and_unload)')
-    if getattr(lm, 'is_quantized', False): raise StateError('backbone: expected a model that isn\'t quantised; what was added is saved without it (backbone=False)')
+    if isinstance(lm, PeftModel):
+        raise StateError('backbone: expected a model without adapters; merge them first (merge_and_unload)')
+    if getattr(lm, 'is_quantized', False):
+        raise StateError('backbone: expected a model that isn\'t quantised; what was added is saved without it '
+                         '(backbone=False)')
     stored = lm if lm.dtype == dtype else copy.deepcopy(lm).to(dtype)
     stored.save_pretrained(path, safe_serialization=True)
     return backbone_ref(stored.to(lm.dtype))
 
 # %% ../../nbs/50_backbone.ipynb #save-pretrained
+def _save_adapter(lm, path):
+    "Store the adapter that is active; its fingerprint"
+    name = lm.active_adapter
+    weights = fingerprint(get_peft_model_state_dict(lm, save_embedding_layers=False))
+    lm.save_pretrained(path, safe_serialization=True, selected_adapters=[name], save_embedding_layers=False)
+    for card in path.rglob('README.md'): card.unlink()        # peft's empty model card
+    return weights
+
+# %% ../../nbs/50_backbone.ipynb #save-pretrained-def
 @patch
 def save_pretrained(self:MemoryLM,
-    path,                   # directory, made if needed
-    dtype=torch.float32,    # torch.float16 halves the size
-    backbone:bool=None,     # store the language model itself; None: if it isn't frozen
+    path:str|Path,                    # directory, made if needed
+    dtype:torch.dtype=torch.float32,  # torch.float16 halves the size
+    backbone:bool|None=None,          # store the language model itself; None: if it isn't frozen
 ):
     "Store what was added"
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     own = not self.frozen() if backbone is None else backbone
     ref = _save_backbone(self.lm, path/'backbone', dtype) if own else backbone_ref(self.lm)
-    adapter, new = '', {k: v.detach().to(dtype) for k, v in self.added().items()}
-    if isinstance(self.lm, PeftModel):
-        adapter, name = fingerprint(get_peft_model_state_dict(self.lm, save_embedding_layers=False)), self.lm.active_adapter
-        self.lm.save_pretrained(path/'adapter', safe_serialization=True, selected_adapters=[name], save_embedding_layers=False)
-        for card in (path/'adapter').rglob('README.md'): card.unlink()   # peft's empty model card
-    save_tensors(path/'memory.safetensors', new, dict(kind='chronomem.memory', format=1, fingerprint=ref.fingerprint), finite=True)
-    SavedMemory(self.config, ref, fingerprint(new), adapter, own, self.prefix_cache).save(path/'config.json')
+    new = {k: v.detach().to(dtype) for k, v in self.added().items()}
+    adapter = _save_adapter(self.lm, path/'adapter') if isinstance(self.lm, PeftModel) else ''
+    meta = dict(kind='chronomem.memory', format=1, fingerprint=ref.fingerprint)
+    save_tensors(path/'memory.safetensors', new, meta, finite=True)
+    saved = SavedMemory(self.config, ref, fingerprint(new), adapter, own, self.prefix_cache)
+    saved.save(path/'config.json')
 
 # %% ../../nbs/50_backbone.ipynb #load-parts
 @contextlib.contextmanager
@@ -639,38 +888,54 @@ def _whole(what):
 def _same(what, got, want):
     if got != want: raise StateError(f'{what}: its fingerprint is {got!r}, expected {want!r}')
 
+# %% ../../nbs/50_backbone.ipynb #copy-into
 def _copy_into(mine, new):
     "Put what was stored where it belongs; the language model, which may be quantised, isn't loaded anew"
-    mine = {k: t for k, t in mine.items() if k in new or not k.startswith('thoughts.')}   # older files have none; they follow from the embeddings
-    if odd := sorted(mine.keys() ^ new.keys()): raise StateError(f'memory.safetensors: expected the tensors of this memory, differs in {odd[:5]}')
+    file = 'memory.safetensors'
+    # older files have no thoughts; they follow from the embeddings
+    mine = {k: t for k, t in mine.items() if k in new or not k.startswith('thoughts.')}
+    if odd := sorted(mine.keys() ^ new.keys()):
+        raise StateError(f'{file}: expected the tensors of this memory, differs in {odd[:5]}')
     for k, t in mine.items():
-        if t.shape != new[k].shape: raise StateError(f'memory.safetensors: expected {k} of shape {list(t.shape)}, got {list(new[k].shape)}')
+        if t.shape != new[k].shape:
+            raise StateError(f'{file}: expected {k} of shape {list(t.shape)}, got {list(new[k].shape)}')
         t.copy_(new[k])
 
+# %% ../../nbs/50_backbone.ipynb #load-backbone
 def _load_backbone(path, c, lm):
+    "The language model that a memory belongs to, from its folder or as it is given"
     if c.own_backbone:
         if lm is not None: raise ValueError(f'lm: expected None, {path} holds its own backbone')
-        with _whole(path/'backbone'): lm = AutoModelForCausalLM.from_pretrained(path/'backbone', dtype=getattr(torch, c.backbone.dtype), local_files_only=True, use_safetensors=True, trust_remote_code=False)
-    if lm is None: raise StateError(f'lm: expected the backbone this memory was made with, {c.backbone}; families.load_lm loads it')
+        with _whole(path/'backbone'):
+            lm = AutoModelForCausalLM.from_pretrained(path/'backbone', dtype=getattr(torch, c.backbone.dtype),
+                local_files_only=True, use_safetensors=True, trust_remote_code=False)
+    if lm is None:
+        raise StateError(f'lm: expected the backbone this memory was made with, {c.backbone}; '
+                         'families.load_lm loads it')
     if isinstance(lm, PeftModel): raise StateError('lm: expected a model without adapters, got a PeftModel')
-    if (got := backbone_ref(lm)).fingerprint != c.backbone.fingerprint: raise StateError(f'lm: expected {c.backbone}, got {got}: other weights or another dtype')
+    got = backbone_ref(lm)
+    if got.fingerprint != c.backbone.fingerprint:
+        raise StateError(f'lm: expected {c.backbone}, got {got}: other weights or another dtype')
     return lm.eval().requires_grad_(c.own_backbone)
 
+# %% ../../nbs/50_backbone.ipynb #load-adapter
 def _load_adapter(path, c, lm):
+    "The language model with the adapter that was stored, if there is one"
     if not c.adapter: return lm
     with _whole(path/'adapter'), warnings.catch_warnings(action='ignore', category=FutureWarning):
         at = str(min(path.glob('adapter/**/adapter_config.json')).parent)
-        if not (Path(at)/'adapter_model.safetensors').is_file(): raise StateError(f'{at}: expected adapter_model.safetensors')
+        if not (Path(at)/'adapter_model.safetensors').is_file():
+            raise StateError(f'{at}: expected adapter_model.safetensors')
         _same(at, fingerprint(load_peft_weights(at, device='cpu')), c.adapter)
         return PeftModel.from_pretrained(lm, at, is_trainable=True)
 
 # %% ../../nbs/50_backbone.ipynb #from-pretrained
 @patch(cls_method=True)
 def from_pretrained(cls:MemoryLM,
-    path,                # directory written by `save_pretrained`
-    lm=None,             # the backbone, unless the directory holds it; adapters are put into it
-    trainable:bool=True, # ready to go on learning; False: all is frozen
-)->MemoryLM:             # in eval mode
+    path:str|Path,           # directory written by `save_pretrained`
+    lm:nn.Module|None=None,  # the backbone, unless the directory holds it; adapters are put into it
+    trainable:bool=True,     # ready to go on learning; False: all is frozen
+) -> MemoryLM:               # in eval mode
     "Rebuild a saved `MemoryLM`, or say exactly why not"
     path = Path(path)
     with _whole(path/'config.json'): c = SavedMemory.load(path/'config.json')

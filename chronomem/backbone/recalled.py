@@ -24,22 +24,27 @@ def _borders(text, head, lines):
     if at < 0: return None
     out = [at+len(head)]
     for line in lines: out.append(out[-1]+len(line)+1)
-    return [*out[:-1], out[-1]-1]
+    out[-1] -= 1                         # no line break behind the last one
+    return out
 
 # %% ../../nbs/55a_recalled.ipynb #cuts
 @patch
 def cuts(self:ChronoModel,
     question:str,  # what is asked
-    traces,        # what was found
-    row            # ids of the prompt, from `noted`
-)->list:           # numbers of the ids at which each note begins, and of the first that is not stored; None: it can't be cut
+    traces:list,   # what was found
+    row:list       # ids of the prompt, from `noted`
+) -> list|None:    # numbers of the ids at which each note begins, and of the first that is not stored;
+                   # None: it can't be cut
     "Where to cut a prompt with notes"
     line, frame = ('- "{}"', QUOTES) if self.quotes() else ('- {}', NOTES)
-    _, text, mine, *_ = self._framed(self.notes(question, traces), True)
-    read, order = self._read(text, mine), sorted(traces, key=lambda t: (t.at, t.t))
-    at = _borders(text, frame.split('{}')[0], [line.format(t.text) for t in order])
-    if at is None or [i for i, *_ in read] != list(row[:len(read)]): return None
-    if len(traces) == 1: at[-1] = max(at[-1], text.find(question.strip(), at[-1]))
+    chat = self._framed(self.notes(question, traces), True)
+    read = self._read(chat.safe, chat.mine)
+    order = sorted(traces, key=lambda t: (t.at, t.t))
+    head = frame.split('{}')[0]
+    at = _borders(chat.safe, head, [line.format(t.text) for t in order])
+    if at is None: return None
+    if [i for i, *_ in read] != list(row[:len(read)]): return None
+    if len(traces) == 1: at[-1] = max(at[-1], chat.safe.find(question.strip(), at[-1]))
     ends = [b for *_, b in read]
     out = [bisect.bisect_right(ends, c) for c in at]
     return out if 0 < out[0] and out[-1] < len(row) else None
@@ -48,15 +53,21 @@ def cuts(self:ChronoModel,
 class _Weights:
     "What this thread's passes through a model depend on"
     def __init__(self, model):
-        lm, more = model.lm.lm, brought(model.lm)
-        at = lambda p: id(p) if hasattr(p, '__tensor_flatten__') else p.data_ptr()
-        self.own = [(at(p), p._version) for p in (*lm.parameters(), *lm.buffers())]
-        self.off, self.where = (_is_off(_key(lm)), _is_off(_key(lm), True)), [(layer, scale) for layer, _, _, scale in more]
+        def address(p): return id(p) if hasattr(p, '__tensor_flatten__') else p.data_ptr()
+        lm = model.lm.lm
+        more = brought(model.lm)
+        weights = *lm.parameters(), *lm.buffers()
+        self.own = [(address(p), p._version) for p in weights]
+        self.off = _is_off(_key(lm)), _is_off(_key(lm), True)
+        self.where = [(layer, scale) for layer, _, _, scale in more]
         self.brought = [(t, t._version) for _, A, B, _ in more for t in (A, B)]
     def same(self, new):
         "Are those that were seen then still what is seen now?"
-        if (self.off, self.own, self.where) != (new.off, new.own, new.where): return False
-        return all(a._version == v and (a is b or torch.equal(a, b)) for (a, v), (b, _) in zip(self.brought, new.brought))
+        if self.off != new.off or self.own != new.own or self.where != new.where: return False
+        for (was, version), (now, _) in zip(self.brought, new.brought):
+            if was._version != version: return False
+            if was is not now and not torch.equal(was, now): return False
+        return True
 
 # %% ../../nbs/55a_recalled.ipynb #recalled
 @dataclass(eq=False)
@@ -75,26 +86,36 @@ def _cache(model):
 def _purge(cache, name):
     "Drop what stands under a name, or under one whose owner is gone"
     with cache._lock:
-        for k in [k for k in cache._all if k[0] is name or k[0].owner() is None]: cache._drop(k)
+        old = [k for k in cache._all if k[0] is name or k[0].owner() is None]
+        for k in old: cache._drop(k)
 
 # %% ../../nbs/55a_recalled.ipynb #class
 class Recalled:
     "One person's notes as stored keys and values, joined in front of their questions"
     def __init__(self,
-        model:ChronoModel # which reads them
-    ): self.model, self._now, self._drops, self._lock = model, None, 0, threading.Lock()
+        model:ChronoModel  # which reads them
+    ):
+        self.model = model
+        self._now = None                 # `_Name` of what is stored
+        self._drops = 0                  # how often all was forgotten
+        self._lock = threading.Lock()
     def __repr__(self): return f'Recalled({len(self)} pieces)'
     def __len__(self):
         cache, name = _cache(self.model), self._now
-        with cache._lock: return sum(k[0] is name for k in cache._all)
+        with cache._lock:
+            return sum(k[0] is name for k in cache._all)
 
 # %% ../../nbs/55a_recalled.ipynb #drop
 @patch
 def drop(self:Recalled):
     "Forget all that is stored; texts are not touched"
-    with self._lock: old, self._now, self._drops = self._now, None, self._drops+1
+    with self._lock:
+        old = self._now
+        self._now = None
+        self._drops += 1
     if old is not None: _purge(_cache(self.model), old)
 
+# %% ../../nbs/55a_recalled.ipynb #named
 @patch
 def _named(self:Recalled):
     "The name for this thread's weights; if they changed, a new one"
@@ -110,10 +131,12 @@ def _named(self:Recalled):
 @patch
 def _piece(self:Recalled, name, ids, head=()):
     "Keys and values of ids, as they are when they follow `head`"
-    lm, first, cache = self.model.lm.bare, self.model.lm._first, _cache(self.model)
+    lm, first = self.model.lm.bare, self.model.lm._first
+    cache = _cache(self.model)
     def made():
-        with joined(lm, self._piece(name, head) if head else None):
-            kv = store(lm, torch.tensor([ids], device=self.model.device), start=first)
+        front = self._piece(name, head) if head else None
+        tokens = torch.tensor([ids], device=self.model.device)  # [1,S]
+        with joined(lm, front): kv = store(lm, tokens, start=first)
         return replace(kv, at=kv.at-first)
     kv = cache.get_or((name, head, ids), made)
     if self._now is not name: _purge(cache, name)
@@ -122,34 +145,41 @@ def _piece(self:Recalled, name, ids, head=()):
 # %% ../../nbs/55a_recalled.ipynb #split
 @patch
 def split(self:Recalled,
-    question:str, # what is asked
-    traces,       # what was found
-    row,          # ids of the prompt, from `noted`
-    since=None    # `_drops` when the traces were found; None: now
-):                # a `KV` of one row and the ids that follow it; None and all ids where the prompt must be read
-    "A prompt as stored head and notes, and the rest. Exact with one note; several don't see each other, and are read as text by models whose positions can't be moved, such as GPT-2 and OPT"
+    question:str,         # what is asked
+    traces:list,          # what was found
+    row:list,             # ids of the prompt, from `noted`
+    since:int|None=None   # `_drops` when the traces were found; None: now
+) -> tuple:               # a `KV` of one row and the ids that follow it; None and all ids: the prompt must be read
+    """A prompt as stored head and notes, and the rest. Exact with one note; several don't see each other, and are read
+    as text by models whose positions can't be moved, such as GPT-2 and OPT"""
     at = self.model.cuts(question, traces, row)
     with _use(self.model) as lm:
-        if at is None or len(traces) > 1 and _looked(lm.bare)[1] is None: return None, row
-        name, ids = self._named(), [tuple(row[a:b]) for a, b in zip([0, *at], at)]
+        if at is None: return None, row
+        if len(traces) > 1 and _looked(lm.bare)[1] is None: return None, row
+        name = self._named()
+        head, *notes = [tuple(row[a:b]) for a, b in zip([0, *at], at)]
         if since not in (None, self._drops): return None, row        # they may be forgotten by now
-        kvs = [self._piece(name, ids[0])] + [self._piece(name, x, ids[0]) for x in ids[1:] if x]
+        kvs = [self._piece(name, head)]
+        kvs += [self._piece(name, ids, head) for ids in notes if ids]
     return line_up([kvs]), list(row[at[-1]:])
 
 # %% ../../nbs/55a_recalled.ipynb #answer
 class _Joined:
     "A model that answers one prompt, its notes joined in front"
-    def __init__(self, mine, question, traces): self.mine, self.asked, self.since = mine, (question, traces), mine._drops
+    def __init__(self, mine, question, traces):
+        self.mine, self.asked, self.since = mine, (question, traces), mine._drops
     def __getattr__(self, name): return getattr(self.mine.model, name)
     def answer(self, state, rows, *args, **kw):
         kv, rest = self.mine.split(*self.asked, *rows, self.since)
-        with joined(self.lm.bare, kv): return self.mine.model.answer(state, [rest], *args, **kw)
+        with joined(self.lm.bare, kv):
+            return self.mine.model.answer(state, [rest], *args, **kw)
     def stream(self, *args, **kw): return ChronoModel.stream(self, *args, **kw)
 
+# %% ../../nbs/55a_recalled.ipynb #answering
 @patch
 def answering(self:Recalled,
-    question:str, # what is asked
-    traces        # what was found
-):                # has `answer` and `stream`, for the one prompt that `noted` makes of them
+    question:str,  # what is asked
+    traces:list    # what was found
+):                 # has `answer` and `stream`, for the one prompt that `noted` makes of them
     "The model, reading what was found from here"
     return _Joined(self, question, traces)

@@ -7,56 +7,65 @@ __all__ = ['has_thoughts', 'reader_of_thoughts', 'thinking', 'Asked', 'learn_to_
 
 # %% ../../nbs/56_thinking.ipynb #imports
 import contextlib, random
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from .adapters import added
 from .model import BESIDE, ChronoModel, _use
 from .notes import PASSAGE, SHORT
-from .reader import Reader, _evaluating, _replied, _reply, adapt, mean_losses, new_reader
+from .reader import Reader, _evaluating, _live, _replied, _reply, adapt, mean_losses, new_reader
+from ..ladder.ladder import LadderState
 from ..ladder.thoughts import about_key, held
 
 # %% ../../nbs/56_thinking.ipynb #keep
 @patch
 def keep_thoughts(self:ChronoModel,
-    state,     # of N rows, from `lm.init`
-    thoughts,  # N texts; None: that row thinks of nothing new
-    about=''   # what they are about: one name, or N; '': nothing in particular
-):             # new state
+    state:LadderState,               # of N rows, from `lm.init`
+    thoughts:list,       # N texts; None: that row thinks of nothing new
+    about:str|list=''    # what they are about: one name, or N; '': nothing in particular
+):                       # new state
     "Keep one thought per row"
-    if len(thoughts) != len(state.t): raise ValueError(f'thoughts: got {len(thoughts)}, expected one for each of {len(state.t)} rows')
+    if len(thoughts) != len(state.t):
+        raise ValueError(f'thoughts: got {len(thoughts)}, expected one for each of {len(state.t)} rows')
     names = [about]*len(thoughts) if isinstance(about, str) else about
     rows = [self.encode(t)[len(self.head):] if t is not None else [] for t in thoughts]
     if not any(rows): return state
-    ids, mask = self.pad(rows)
-    with _use(self) as lm: return lm.think(state, ids, mask, torch.tensor([about_key(n) for n in names], device=self.device))
+    ids, mask = self.pad(rows)                                # [N,L]
+    with _use(self) as lm:
+        return lm.think(state, ids, mask, torch.tensor([about_key(n) for n in names], device=self.device))
 
 # %% ../../nbs/56_thinking.ipynb #choose
 @patch
 def rate(self:ChronoModel,
-    state,     # of one row
-    row,       # ids of a prompt at whose end the model replies
-    replies,   # texts
-    batch:int=16 # of them at once
-)->torch.Tensor: # [n]
+    state:LadderState,            # of one row
+    row:list,         # ids of a prompt at whose end the model replies
+    replies:list,     # n texts
+    batch:int=16      # of them at once
+) -> torch.Tensor:    # [n]
     "Mean log-probability per token of each reply"
     out, said = [], [_reply(self, r) for r in replies]
     for i in range(0, len(said), batch):
         some = said[i:i+batch]
         ids, mask, labels = _replied(self, [row]*len(some), some)
+        states = torch.cat([state]*len(some))
         with _use(self) as lm, thinking(self, state):
-            k, loss, _ = lm.answers(ids, mask, labels, *lm.recall(torch.cat([state]*len(some)), ids, mask))
+            soft = lm.recall(states, ids, mask)
+            k, loss, _ = lm.answers(ids, mask, labels, *soft)
         out.append(-mean_losses(k, loss))
     return torch.cat(out)
 
+# %% ../../nbs/56_thinking.ipynb #choose-def
 @patch
 def choose(self:ChronoModel,
-    state,               # of one row: what it thinks already
-    prompt:str,          # what the choice is for
-    choices,             # texts, 1 or more
-    temperature:float=1.,# 0: the likeliest
-    generator=None       # of the draw; None: torch's own
-)->str:
+    state:LadderState,                               # of one row: what it thinks already
+    prompt:str,                          # what the choice is for
+    choices:list,                        # texts, 1 or more
+    temperature:float=1.,                # 0: the likeliest
+    generator:torch.Generator|None=None  # of the draw; None: torch's own
+) -> str:
     "Draw one of the choices as the model would"
     choices = list(choices)
     if not choices: raise ValueError('choices: got none, expected at least one')
@@ -71,57 +80,65 @@ ChronoModel.thought_reader = True  # a `Reader` that acts where thoughts are rea
 BESIDE['thought_reader'] = Reader.load
 
 def has_thoughts(
-    state  # of N rows
-)->torch.Tensor: # [N] bool
+    state:LadderState            # of N rows
+) -> torch.Tensor:   # [N] bool
     "Which rows hold a thought?"
-    none = torch.zeros(len(state.t), dtype=torch.bool, device=state.t.device)
-    return none if state.thoughts is None else held(state.thoughts)
+    if state.thoughts is not None: return held(state.thoughts)
+    return torch.zeros(len(state.t), dtype=torch.bool, device=state.t.device)
 
 def reader_of_thoughts(
-    model:ChronoModel
-):                  # a `Reader`; None: nothing was learned
+    model:ChronoModel  # whose thoughts they are
+) -> Reader|None:      # None: nothing was learned
     "What reads a model's thoughts: its own, or what ships for it"
     if model.thought_reader is True: model.thought_reader = Reader.find(model, 'thoughts')
     return model.thought_reader
 
+# %% ../../nbs/56_thinking.ipynb #thinking-def
 def thinking(
-    model:ChronoModel,
-    state   # that is read
-):          # a context
+    model:ChronoModel,  # whose passes
+    state:LadderState               # that is read
+):                      # a context
     "Passes of this thread read thoughts with what was learned for that; without thoughts they are as ever"
     if not has_thoughts(state).any(): return contextlib.nullcontext()
     reader = reader_of_thoughts(model)
-    return reader.using(model, check=False, name='thoughts') if reader else contextlib.nullcontext()
+    if not reader: return contextlib.nullcontext()
+    return reader.using(model, check=False, name='thoughts')
 
+# %% ../../nbs/56_thinking.ipynb #says-yes
 @patch
 def says_yes(self:ChronoModel,
-    states,    # of N rows
-    questions, # N texts, or ids of prompts
-    batch:int=32
-)->torch.Tensor: # [N], P(yes)/(P(yes)+P(no))
+    states:LadderState,             # of N rows
+    questions:list,     # N texts, or ids of prompts
+    batch:int=32        # rows in a forward pass
+) -> torch.Tensor:      # [N], P(yes)/(P(yes)+P(no))
     "How sure is it that the answer is yes?"
     yes, no = (_reply(self, w)[0] for w in ('Yes.', 'No.'))
     out = []
     for i in range(0, len(questions), batch):
-        ids, mask = self.pad([self.encode(self.chat(q)) if isinstance(q, str) else q for q in questions[i:i+batch]])
+        rows = [self.encode(self.chat(q)) if isinstance(q, str) else q for q in questions[i:i+batch]]
+        ids, mask = self.pad(rows)
         some = states[i:i+batch]
         with _use(self) as lm, thinking(self, some):
-            last = lm.predict(ids, mask, *lm.recall(some, ids, mask))[:, -1]
-            out.append(lm.head(last)[:, [yes, no]].softmax(-1)[:, 0])
+            soft = lm.recall(some, ids, mask)
+            last = lm.predict(ids, mask, *soft)[:, -1]        # [batch,width]
+            both = lm.head(last)[:, [yes, no]]                # [batch,2]
+            out.append(both.softmax(-1)[:, 0])
     return torch.cat(out)
 
 # %% ../../nbs/56_thinking.ipynb #gain
 @patch
 def thoughts_gain(self:ChronoModel,
-    state,        # of one row
-    question:str
-)->float:         # nats per token of the question, as of `query_gain`
+    state:LadderState,           # of one row
+    question:str     # what is asked
+) -> float:          # nats per token of the question, as of `query_gain`
     "By how much the thoughts make a question likelier"
     if not has_thoughts(state).any(): return 0.
-    asked = self._spell(' '+question.strip(), False)[0]
-    thinks = self.lm.init(1)
+    asked, _ = self._spell(' '+question.strip(), False)
+    empty, _ = self._spell(PASSAGE.format(''))
+    blank, thinks = self.lm.init(1), self.lm.init(1)
     thinks.thoughts = state.thoughts
-    without, with_ = (self._log_likelihood([self._spell(PASSAGE.format(''))[0]], asked, states=s) for s in (self.lm.init(1), thinks))
+    without = self._log_likelihood([empty], asked, states=blank)
+    with_ = self._log_likelihood([empty], asked, states=thinks)
     return float(with_-without)/max(len(asked), SHORT)
 
 # %% ../../nbs/56_thinking.ipynb #asked
@@ -129,80 +146,107 @@ def thoughts_gain(self:ChronoModel,
 class Asked:
     "An example: what is thought, a question, and the answer that fits"
     thoughts: tuple   # texts, oldest first; at most as many as there are slots
-    question: str
-    answer: str
+    question: str     # what is asked
+    answer: str       # what is to be said
 
 def _state_of(model, thoughts):
     "A state for each example"
     state = model.lm.init(len(thoughts))
     for k in range(max(map(len, thoughts))):
-        state = model.keep_thoughts(state, [t[k] if k < len(t) else None for t in thoughts])
+        kth = [t[k] if k < len(t) else None for t in thoughts]
+        state = model.keep_thoughts(state, kth)
     return state
 
+# %% ../../nbs/56_thinking.ipynb #thought
+class _Thought(NamedTuple):
+    "A batch as `answers` of a `MemoryLM` takes it"
+    ids: torch.Tensor        # [N,L]
+    mask: torch.Tensor       # [N,L]
+    labels: torch.Tensor     # [N,L], -100 where nothing is to be said
+    soft: torch.Tensor       # [N,K,d]
+    soft_mask: torch.Tensor  # [N,K]
+
 def _thought_batch(model, examples):
-    "Ids, mask, labels and soft tokens with their mask"
+    "Questions, each beside its thoughts, with its answer"
     prompts = [model.encode(model.chat(e.question)) for e in examples]
-    ids, mask, labels = _replied(model, prompts, [_reply(model, e.answer) for e in examples])
-    return ids, mask, labels, *model.lm.recall(_state_of(model, [e.thoughts for e in examples]), ids, mask)
+    replies = [_reply(model, e.answer) for e in examples]
+    ids, mask, labels = _replied(model, prompts, replies)
+    state = _state_of(model, [e.thoughts for e in examples])
+    return _Thought(ids, mask, labels, *model.lm.recall(state, ids, mask))
 
 # %% ../../nbs/56_thinking.ipynb #losses
-def _own_words(model, examples):
+def _own_words(model, batch):
     "What the model says to these prompts without thoughts: where, and with which log-probabilities"
-    ids, mask, labels, *soft = _thought_batch(model, examples)
-    row, col = (labels != -100).nonzero(as_tuple=True)
-    with torch.no_grad(), added('thoughts', model.lm, {}, None): own = model.lm.head(model.lm.predict(ids, mask)[row, col-1]).log_softmax(-1)
-    return ids, mask, (row, col-1), soft, own
+    row, col = (batch.labels != -100).nonzero(as_tuple=True)
+    with torch.no_grad(), added('thoughts', model.lm, {}, None):
+        h = model.lm.predict(batch.ids, batch.mask)[row, col-1]  # [words,width]
+        own = model.lm.head(h).log_softmax(-1)
+    return (row, col-1), own
 
+def _drift(model, batch):
+    "KL of the model's own words without thoughts from those with them, nats a token"
+    at, own = _own_words(model, batch)
+    h = model.lm.predict(batch.ids, batch.mask, batch.soft, batch.soft_mask)[at]
+    now = model.lm.head(h).log_softmax(-1)
+    return (own.exp()*(own-now)).sum(-1).mean()
+
+# %% ../../nbs/56_thinking.ipynb #thought-losses
 def _thought_losses(model, reader, examples, chats, keep):
     "Gradients by name, and the loss of the answers"
-    names = [*reader.weights]
-    live = Reader({k: v.detach().requires_grad_() for k, v in reader.weights.items()}, reader.base, reader.scale)
-    with _evaluating(model), torch.enable_grad(), model.lm.plain(brought=False), live.using(model, check=False, name='thoughts'):
-        total = loss = model.lm.answers(*_thought_batch(model, examples))[1].mean()
-        if chats:
-            ids, mask, at, soft, own = _own_words(model, chats)
-            now = model.lm.head(model.lm.predict(ids, mask, *soft)[at]).log_softmax(-1)
-            total = loss + keep*(own.exp()*(own-now)).sum(-1).mean()
-        grads = torch.autograd.grad(total, [live.weights[k] for k in names])
-    return dict(zip(names, grads)), float(loss.detach())
+    live = _live(reader)
+    alone = model.lm.plain(brought=False)
+    with _evaluating(model), torch.enable_grad(), alone, live.using(model, check=False, name='thoughts'):
+        _, loss, _ = model.lm.answers(*_thought_batch(model, examples))
+        loss = total = loss.mean()
+        if chats: total = loss + keep*_drift(model, _thought_batch(model, chats))
+        grads = torch.autograd.grad(total, [*live.weights.values()])
+    return dict(zip(live.weights, grads)), float(loss.detach())
 
 # %% ../../nbs/56_thinking.ipynb #learn
 def learn_to_think(
-    model:ChronoModel,     # stays as it is
-    draw,                  # (random.Random) → `Asked`
-    chats=(),              # (prompt, the model's own reply) of ordinary chats
-    updates:int=600,       # at most
-    minutes:float=None,    # end after so many; None: after all updates
-    rate:float=5e-4,       # of AdamW at the beginning
-    batch:int=16,          # examples in an update
-    keep:float=1.,         # weight of the KL on chats
-    seed:int=0,            # of the weights and of every choice
-    rank:int=8,            # of the weights
-    above:float=1/3,       # share of the blocks, from below, that are left alone
-    checkpoint=None,       # a file, to go on from if there is one
-    every:int=25,          # updates between two checkpoints
-    progress:bool=True     # show a bar
-)->Reader:
+    model:ChronoModel,              # stays as it is
+    draw:Callable,                           # (random.Random) → `Asked`
+    chats:Iterable=(),              # (prompt, the model's own reply) of ordinary chats
+    updates:int=600,                # at most
+    minutes:float|None=None,        # end after so many; None: after all updates
+    rate:float=5e-4,                # of AdamW at the beginning
+    batch:int=16,                   # examples in an update
+    keep:float=1.,                  # weight of the KL on chats
+    seed:int=0,                     # of the weights and of every choice
+    rank:int=8,                     # of the weights
+    above:float=1/3,                # share of the blocks, from below, that are left alone
+    checkpoint:str|Path|None=None,  # a file, to go on from if there is one
+    every:int=25,                   # updates between two checkpoints
+    progress:bool=True              # show a bar
+) -> Reader:
     "Learn to answer by thoughts"
     chats = list(chats)
-    recipe = dict(updates=updates, rate=rate, batch=batch, keep=keep, seed=seed, rank=rank, above=above, chats=len(chats))
+    recipe = dict(updates=updates, rate=rate, batch=batch, keep=keep, seed=seed, rank=rank, above=above,
+                  chats=len(chats))
     reader = new_reader(model, rank, seed=seed, above=above)
     def step(n):
         rng = random.Random(f'{seed}/{n}')
         examples = [draw(rng) for _ in range(batch)]
-        some = [Asked(draw(rng).thoughts, *rng.choice(chats)) for _ in range(max(1, batch//4))] if chats and n % 2 == 0 else []
+        some = []
+        if chats and n % 2 == 0:                              # every other update
+            for _ in range(max(1, batch//4)):
+                thoughts = draw(rng).thoughts
+                some.append(Asked(thoughts, *rng.choice(chats)))
         return _thought_losses(model, reader, examples, some, keep)
     return adapt(model, reader, step, recipe, minutes, checkpoint, every, progress, 'thinking')
 
+# %% ../../nbs/56_thinking.ipynb #own-replies
 @patch
 def own_replies(self:ChronoModel,
-    prompts,            # texts
-    max_new_tokens=32,  # of each reply
-    batch:int=20
-)->list:                # (prompt, reply) each
+    prompts:list,           # texts
+    max_new_tokens:int=32,  # of each reply
+    batch:int=20            # rows in a forward pass
+) -> list:                  # (prompt, reply) each
     "What the model says to ordinary prompts, for `learn_to_think`"
     out = []
     for i in range(0, len(prompts), batch):
         some = prompts[i:i+batch]
-        with self.lm.plain(): out += zip(some, self.answer(self.lm.init(len(some)), [self.encode(self.chat(p)) for p in some], max_new_tokens))
+        rows = [self.encode(self.chat(p)) for p in some]
+        with self.lm.plain(): replies = self.answer(self.lm.init(len(some)), rows, max_new_tokens)
+        out += zip(some, replies)
     return [(p, r) for p, r in out if r]
