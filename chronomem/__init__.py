@@ -2,9 +2,9 @@
 __version__ = "0.0.1"
 
 _ROOMS = dict(core='Config', senses_m4='M4Token M4InputEncoder', senses_audio='Reflex', ladder_ladder='CadenceLadder LadderConfig LadderState',
-              thought_machine='Thinker ThoughtConfig', then_log='TraceLog', then_recall='Resonance', backbone_backbone='MemoryConfig MemoryLM', backbone_families='add_memory load_lm',
+              thought_machine='ThoughtConfig', thought_thinker='Thinker', then_log='TraceLog', then_recall='Resonance', backbone_backbone='MemoryConfig MemoryLM', backbone_families='add_memory load_lm',
               learn_train='Trainer TrainConfig', live_learning='ChronoModel Session',
-              live_subconscious='Subconscious', live_executive='Executive')
+              thought_subconscious='Subconscious', live_executive='Executive')
 _HOME = {n: m.replace('_', '.') for m, names in _ROOMS.items() for n in names.split()}
 __all__ = [*_HOME]
 

@@ -80,6 +80,7 @@ def _hints(cls): return typing.get_type_hints(cls)
 @dataclass
 class Config:
     "Base of every config: typed fields, checked when made, equal after a round trip through JSON"
+    _former = {}  # Field name -> the name under which files and fingerprints know it
     def __post_init__(self):
         for f in fields(self): setattr(self, f.name, _coerce(getattr(self, f.name), _hints(type(self))[f.name], f'{type(self).__name__}.{f.name}'))
         self.validate()
@@ -97,23 +98,28 @@ def need(self:Config,
     if not ok: raise ValueError(f'{type(self).__name__}.{name}: expected {expected}, got {getattr(self, name)!r}')
 
 # %% ../nbs/00_core.ipynb #config-dict
-def _plain(v):
-    if isinstance(v, Config): return v.to_dict()
-    if isinstance(v, (list, tuple)): return [_plain(x) for x in v]
-    return {k: _plain(x) for k, x in v.items()} if isinstance(v, dict) else v
+def _plain(v, former):
+    if isinstance(v, Config): return v.to_dict(former)
+    if isinstance(v, (list, tuple)): return [_plain(x, former) for x in v]
+    return {k: _plain(x, former) for k, x in v.items()} if isinstance(v, dict) else v
 
 @patch
-def to_dict(self:Config) -> dict:
+def to_dict(self:Config,
+    former:bool=False  # Under the names that fields had when files were first written; fingerprints are made of those
+) -> dict:
     "Plain dicts, lists and scalars, ready for JSON"
-    return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}
+    names = self._former if former else {}
+    return {names.get(f.name, f.name): _plain(getattr(self, f.name), former) for f in fields(self) if f.init}
 
 # %% ../nbs/00_core.ipynb #config-from-dict
 @patch(cls_method=True)
 def from_dict(cls:Config,
-    d:dict  # Field name -> value, as `to_dict` gives it
+    d:dict  # Field name -> value, as `to_dict` gives it; former names are known
 ) -> Config:
     "Checked config from a dict; an unknown key is an error"
     if not isinstance(d, dict): raise _bad(cls.__name__, d, 'dict')
+    today = {old: new for new, old in cls._former.items()}
+    d = {today.get(k, k): v for k, v in d.items()}
     known = {f.name: f for f in fields(cls) if f.init}
     for k in d.keys() - known.keys():
         near = difflib.get_close_matches(str(k), known, 1, 0.)
@@ -342,14 +348,14 @@ def _flatten(td, prefix=''):
 def save_state(
     path,               # File to write
     state,              # A tensorclass value; fields that are None stay None
-    meta:dict={},       # JSON values; `kind` defaults to the class name, `format` to 1
+    meta:dict|None=None,# JSON values; `kind` defaults to the class name, `format` to 1
     finite:bool=False   # Refuse NaN and infinity
 ):
     "Write a tensorclass value, exact to the bit"
     if not is_tensor_collection(state): raise _bad('state', state, 'a tensorclass value')
     tensors, batch = _flatten(state.to_tensordict())
     name = type(state).__name__
-    save_tensors(path, tensors, {'kind': name, 'format': 1, **meta, 'state': {'class': name, 'batch': batch}}, finite)
+    save_tensors(path, tensors, {'kind': name, 'format': 1, **(meta or {}), 'state': {'class': name, 'batch': batch}}, finite)
 
 # %% ../nbs/00_core.ipynb #load-state
 def _unflatten(tensors, batch):
@@ -358,6 +364,14 @@ def _unflatten(tensors, batch):
     for k, v in tensors.items(): td[tuple(k.split('.'))] = v
     return td
 
+def _today(named, former):
+    "Dotted names with former parts under today's names"
+    def name(k):
+        for new, old in former.items():
+            if k == old or k.startswith(f'{old}.'): return new + k[len(old):]
+        return k
+    return {name(k): v for k, v in named.items()}
+
 # %% ../nbs/00_core.ipynb #load-state-fn
 def load_state(
     path,                       # File written by `save_state`
@@ -365,14 +379,15 @@ def load_state(
     kind:str|None=None,         # Expected `meta['kind']`; None accepts any
     fingerprint:str|None=None,  # Expected `meta['fingerprint']`; None accepts any
     finite:bool=False,          # Refuse NaN and infinity
-    device=None                 # Where to put the tensors; None is the CPU
+    device=None,                # Where to put the tensors; None is the CPU
+    former:dict|None=None       # Today's name of a part -> the name it was stored under, dotted; both are read
 ) -> tuple:                     # (state, meta)
     "Read a tensorclass value"
     tensors, meta = load_tensors(path, kind, fingerprint, finite)
     layout = meta.pop('state', {'class': 'plain tensors'})
     if layout['class'] != cls.__name__: raise StateError(f"{path}: it holds {layout['class']}, expected {cls.__name__}")
     try:
-        td = _unflatten(tensors, layout['batch'])
+        td = _unflatten(*(_today(d, former or {}) for d in (tensors, layout['batch'])))
         for f in fields(cls):
             if f.name not in td.keys() and f.default is not None: raise ValueError(f'field {f.name!r} is missing')
         state = cls.from_tensordict(td)

@@ -250,6 +250,12 @@ def test_mending_begins_where_segments_follow(tmp_path, mode):
         with TraceLog.open(log.dir, 'ada', 'f') as log: assert log.first == 12 and log.n == 20 and not log.verify().damaged
     with pytest.raises(StateError): TraceLog.open(log.dir, 'eve', 'f', mend=True)
 
+@pytest.mark.parametrize('mode', ['r', 'a'])
+def test_mending_needs_a_segment(tmp_path, mode):
+    log = a_log(tmp_path/'log'); kill(log)
+    for s in log.dir.glob('*.seg'): s.unlink()
+    with pytest.raises(StateError, match='dir: no trace log in'): TraceLog.open(log.dir, 'ada', 'f', mode=mode, mend=True)
+
 def test_a_log_that_nobody_holds_is_free(tmp_path):
     kill(a_log(tmp_path/'log'))
     TraceLog.open(tmp_path/'log', 'ada', 'f')                       # as if interrupted before it got its name

@@ -3,7 +3,7 @@ import numpy as np, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from chronomem.core import load_state, save_state, seed_all
-from chronomem.senses.audio import AudioConfig, AudioState, Heard, Reflex, annotate, batch, clean_audio, frames_of, tokens
+from chronomem.senses.audio import AudioConfig, AudioState, AudioFeatures, Reflex, annotate, batch, clean_audio, frames_of, tokens
 from chronomem.senses.voice import SileroVAD
 from chronomem.senses.m4 import SourceVocab, collate, default_schemas
 
@@ -103,7 +103,7 @@ def test_long_recordings_go_in_blocks():
     s, a = heard(x[:, :1777]); b = EAR(s, x[:, 1777:])[1]
     for k, v in h.to_tensordict().items(): torch.testing.assert_close(torch.cat([a, b], 1).get(k), v, rtol=1e-4, atol=1e-4)
 
-def test_a_saved_ear_goes_on(tmp_path):
+def test_a_saved_reflex_goes_on(tmp_path):
     seed_all(0)
     x = torch.randn(2, 40, 800)*.1
     s, _ = heard(x[:, :25], 2)

@@ -197,11 +197,10 @@ def test_a_stopped_demo_leaves_no_process(n, tmp_path):
 def heard(tmp_path):
     "A listener nobody trained, and ten seconds of a tone"
     import soundfile, torch
-    from chronomem.live.subconscious import Subconscious, SubconsciousConfig
-    from chronomem.then.recall import ResonanceConfig
+    from chronomem.thought.subconscious import Subconscious, SubconsciousConfig
     from chronomem.thought.machine import ThoughtConfig
-    core = ThoughtConfig(d=32, d_in=32, memory=4, hidden=4, n_out=32, n_action=0)
-    Subconscious(SubconsciousConfig(core=core, resonance=ResonanceConfig(width=32, capacity=256), hidden=32)).save_pretrained(tmp_path/'m')
+    core = ThoughtConfig(d=32, d_in=32, memory=4, hidden=4, n_synch_out=32, n_synch_action=0)
+    Subconscious(SubconsciousConfig(core=core, hidden=32)).save_pretrained(tmp_path/'m')
     soundfile.write(tmp_path/'a.wav', .1*torch.sin(torch.arange(160_000)/20).numpy(), 16000)
     return [tmp_path/'a.wav', '--model', tmp_path/'m', '--home', tmp_path/'h']
 
@@ -216,7 +215,7 @@ def test_ctrl_c_ends_listening_between_two_frames(heard, tmp_path):
 def test_nobody_reads(home):
     p = start('stats', '--home', home)
     p.stdout.close()
-    p.wait(20)
+    p.wait(60)
     assert not p.stderr.read() and p.returncode == 141
 
 def test_a_full_disk_is_one_line_and_loses_nothing(home, model):
@@ -257,22 +256,22 @@ def test_main_in_a_process_of_others_leaves_signals_alone(capsys, home):
 @pytest.mark.parametrize('report', ['nodir/r.html', '.', '/proc/none/r.html'])
 def test_a_report_that_can_not_be_written_is_told_first(report, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('chronomem.live.demo.demo', lambda *_: pytest.fail('it has begun'))
+    monkeypatch.setattr('chronomem.app.demo.demo', lambda *_: pytest.fail('it has begun'))
     assert '--report' in mistake(capsys, 'demo', '--report', report) and not [*tmp_path.iterdir()]
 
 def test_a_report_that_may_not_be_written(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr('chronomem.live.demo.demo', lambda *_: pytest.fail('it has begun'))
+    monkeypatch.setattr('chronomem.app.demo.demo', lambda *_: pytest.fail('it has begun'))
     def refuse(*_, **__): raise PermissionError(13, 'Permission denied')
     monkeypatch.setattr(Path, 'open', refuse)
     assert 'Permission denied' in mistake(capsys, 'demo', '--report', tmp_path/'r.html')
 
 def test_a_demo_home_in_use_is_told_first(capsys, home, monkeypatch):
-    monkeypatch.setattr('chronomem.live.demo.demo', lambda *_: pytest.fail('it has begun'))
+    monkeypatch.setattr('chronomem.app.demo.demo', lambda *_: pytest.fail('it has begun'))
     assert 'expected an empty' in mistake(capsys, 'demo', '--home', home, '--report', home.parent/'r.html')
 
 def test_results_are_printed_even_if_the_report_fails_then(capsys, tmp_path, monkeypatch):
     r = dict(results={'goal': {c: [1., 1., 1.] for c in ('chronomem', 'wiped', 'stateless')}}, episodes=1, inferences=1, state_bytes=1, seconds_per_inference=1., model='m')
-    monkeypatch.setattr('chronomem.live.demo.demo', lambda *_: r)
+    monkeypatch.setattr('chronomem.app.demo.demo', lambda *_: r)
     def full(*_): raise OSError(28, 'No space left on device')
     monkeypatch.setattr('chronomem.app.plots.report', full)
     code, out, err = run(capsys, 'demo', '--json', '--report', tmp_path/'r.html')

@@ -184,10 +184,10 @@ def test_recall_by_delay_comes_while_the_stream_goes_on(make):
 
 def ruled(writing, reading):
     "The embedded model with other rules of its ladder"
-    from chronomem.ladder.whole import LadderRules, make_ladder
+    from chronomem.ladder.build import LadderOptions, build_ladder
     m = ChronoModel.default()
     old, c = m.lm.memory, m.lm.config
-    m.lm.memory = make_ladder(c.ladder, LadderRules(writing=writing, reading=reading), c.n_mem*m.lm.d, m.lm.width)
+    m.lm.memory = build_ladder(c.ladder, LadderOptions(writing=writing, reading=reading), c.n_mem*m.lm.d, m.lm.width)
     m.lm.memory.load_state_dict(old.state_dict(), strict=False)
     return m
 

@@ -1,14 +1,14 @@
 "The main job as a person would run it: two processes, a kill, one JSON object; and the facts of its second table"
-import contextlib, hashlib, json, random, signal, subprocess, sys
+import contextlib, hashlib, html, json, random, signal, subprocess, sys
 from dataclasses import asdict, replace
 import pytest, torch
 from chronomem.app import cli
 from chronomem.backbone.families import has_smollm2
 from chronomem.backbone.model import ChronoModel
-from chronomem.learn import life
-from chronomem.live import demo as rooms
-from chronomem.live.demo import ARMS, Fact, ask_facts, demo, facts, rank, says, tell_facts
-from chronomem.live.secrets import ask_secrets, keep_secrets
+from chronomem.learn import text_episodes as life
+from chronomem.app import demo as rooms
+from chronomem.app.demo import ARMS, Fact, ask_facts, demo, facts, rank, says, tell_facts
+from chronomem.app.secrets import ask_secrets, keep_secrets
 from chronomem.then.texts import Trace
 from chronomem import Session
 
@@ -26,13 +26,20 @@ def check(r, episodes, inferences):
         for column in ('wiped', 'stateless'): assert r['results'][kind][column][0] <= .25  # at most chance: one of four, by construction
     for column in ('wiped', 'stateless'): assert r['results']['passkey'][column][0] == 0
 
+def check_report(path, pictures, *words):
+    "Small, static, in need of nothing else; and it says these words"
+    text = path.read_text(encoding='utf8')
+    assert path.stat().st_size < 100_000 and text.count('<svg') == text.count('</svg>') == pictures
+    assert not any(w in text for w in ('<script', '<link', '<iframe', 'http:', 'https:', 'src=', 'url(', '@import'))
+    for w in words: assert html.escape(' '.join(w.split())) in text, w
+
 def test_demo(tmp_path):
     p = chronomem('demo', '--episodes', 8, '--inferences', 12, '--seed', 3, '--no-facts', '--json', '--home', tmp_path/'home', cwd=tmp_path)
     assert p.returncode == 0, p.stderr
     r = json.loads(p.stdout)
     check(r, 8, 12)
     assert r['results']['goal']['chronomem'][0] > r['results']['goal']['wiped'][0]
-    assert (tmp_path/'chronomem-demo.html').read_text().count('plotly-graph-div') == 4
+    check_report(tmp_path/'chronomem-demo.html', 1, life.episodes(8, 3)[0]['goal'].text, life.episodes(8, 3)[0]['goal'].ask)
     again = chronomem('demo', '--home', tmp_path/'home', cwd=tmp_path)
     assert again.returncode == 2 and 'expected an empty' in again.stderr
 
@@ -71,7 +78,7 @@ def test_the_sealed_facts_are_fixed():
 def test_a_constant_choice_is_at_chance():
     for split in ('open', 'sealed'): assert sorted(f.right for f in facts(split)) == sorted([0, 1, 2, 3]*5)
 
-def test_facts_hold_no_value_of_the_training_lives():
+def test_facts_hold_no_value_of_the_training_episodes():
     values = {v.lower() for v in (*life.PLACES, *life.OBJECTS, *sum(life.ITEMS.values(), []), *sum((v[2] for v in life.FACTS.values()), []))}
     for f in facts(): assert not values & {w.strip('.,?!:;').lower() for t in (f.told, f.ask, *f.options) for w in t.split()}, f.id
 
@@ -147,14 +154,17 @@ def test_asked_in_five_arms(model, monkeypatch):
     s, seen = Recalls(model), []
     tell_facts(s, None, 3, tell=lambda row: None)
     out = ask_facts(s, None, by='words', split='open', sentences=3, tell=seen.append)
+    assert [*out['example']['answers']] == list(ARMS) and out['example']['told'] == facts('open')[0].told and set(out['example']['answers'].values()) == {facts('open')[0].options[0]}
     assert [*out['results']] == ['open'] and [*out['results']['open']] == [r['arm'] for r in seen] == list(ARMS) == ['none', 'usual', 'ladder', 'traces', 'both']
     assert {v[0] for v in out['results']['open'].values()} == {.25} and out['found']['open'][0] == 1   # it always says the first option
     assert s.plain == [8, 8, 4]*5 and (out['by'], out['told'], out['sentences']) == ('words', 40, 3)
     with pytest.raises(RuntimeError, match='expected a session of 340 inferences, found one of 43'): ask_facts(s, None, split='open')
     with pytest.raises(ValueError, match="got 'ear'"): ask_facts(s, None, by='ear')
 
-ROWS = dict(live=[dict(done=1, recall=None, wrote=[0.]), dict(saved=True, seconds=1., rungs=['tau1'])], answer=[dict(results={}, state_bytes=7)],
-    tell=[dict(done=1, of=340), dict(saved=True)], ask=[dict(arm='none', asked=40), dict(results=dict(open={}), found={}, by='options', told=40, sentences=300, secrets=dict(chronomem=[1., .7, 1.], texts=[0., 0., .3], people=10))])
+GOAL = dict(told='My goal is the <old> mill.', asked='Four ways are open, which one?', answers=dict(chronomem='the mill', wiped='a farm', stateless='No idea, & none.'))
+FACT = dict(told=BATS.told, asked=BATS.near, answers={a: f'{a} says bats' for a in ARMS})
+ROWS = dict(live=[dict(done=1, recall=None, wrote=[0.]), dict(saved=True, seconds=1., rungs=['tau1'])], answer=[dict(results={}, state_bytes=7, example=GOAL)],
+    tell=[dict(done=1, of=340), dict(saved=True)], ask=[dict(arm='none', asked=40), dict(results=dict(open={}), found={}, example=FACT, by='options', told=40, sentences=300, secrets=dict(chronomem=[1., .7, 1.], texts=[0., 0., .3], people=10))])
 
 @pytest.fixture
 def phases(monkeypatch):
@@ -171,11 +181,12 @@ def phases(monkeypatch):
 def test_both_tables_have_their_own_processes_and_a_kill(phases):
     seen = []
     r = demo('default', 'home', 4, 1, progress=seen.append)
-    assert phases == ['live', signal.SIGKILL, 'answer', 'tell', signal.SIGKILL, 'ask'] and r['facts'] == {k: v for k, v in ROWS['ask'][-1].items() if k != 'secrets'} and r['secrets'] == ROWS['ask'][-1]['secrets']
-    assert seen == [ROWS['live'][0], ROWS['tell'][0], ROWS['ask'][0]]
+    assert phases == ['live', signal.SIGKILL, 'answer', 'tell', signal.SIGKILL, 'ask'] and r['facts'] == {k: v for k, v in ROWS['ask'][-1].items() if k not in ('secrets', 'example')} and r['secrets'] == ROWS['ask'][-1]['secrets']
+    assert seen == [ROWS['live'][0], ROWS['tell'][0], ROWS['ask'][0]] and r['examples'] == [GOAL, FACT]
 
 def test_the_first_table_alone(phases):
-    assert 'facts' not in demo('default', 'home', 4, 1, facts=False) and phases == ['live', signal.SIGKILL, 'answer']
+    r = demo('default', 'home', 4, 1, facts=False)
+    assert 'facts' not in r and r['examples'] == [GOAL] and phases == ['live', signal.SIGKILL, 'answer']
 
 def test_a_phase_that_ends_before_it_saved_is_a_mistake(phases, monkeypatch):
     monkeypatch.setitem(ROWS, 'tell', ROWS['tell'][:1])
@@ -184,17 +195,21 @@ def test_a_phase_that_ends_before_it_saved_is_a_mistake(phases, monkeypatch):
 @pytest.mark.parametrize('asked', [True, False])
 def test_the_command_asks_facts_unless_told_not_to(asked, capsys, tmp_path, monkeypatch):
     arms = {a: [.5, .3, .7] for a in ARMS}
-    first = dict(results={'goal': {c: [1., 1., 1.] for c in ('chronomem', 'wiped', 'stateless')}}, episodes=1, inferences=1, state_bytes=1, seconds_per_inference=1., model='m', rungs=[], wrote=[], recall={})
-    second = dict(facts=dict(results=dict(open=arms, sealed=arms), found=dict(open=[.9, .8, 1.], sealed=[.9, .8, 1.]), by='options', told=40, sentences=300), secrets=dict(chronomem=[1., .7, 1.], texts=[0., 0., .3], people=10))
+    first = dict(results={'goal': {c: [1., 1., 1.] for c in ('chronomem', 'wiped', 'stateless')}}, episodes=1, inferences=1, state_bytes=1, seconds_per_inference=1., model='m', rungs=[], wrote=[], recall={}, examples=[GOAL])
+    second = dict(facts=dict(results=dict(open=arms, sealed=arms), found=dict(open=[.9, .8, 1.], sealed=[.9, .8, 1.]), by='options', told=40, sentences=300), secrets=dict(chronomem=[1., .7, 1.], texts=[0., 0., .3], people=10), examples=[GOAL, FACT])
     def fake(model, home, episodes, inferences, seed, progress, facts): return first | (second if facts else {})
-    monkeypatch.setattr('chronomem.live.demo.demo', fake)
+    monkeypatch.setattr('chronomem.app.demo.demo', fake)
     option, path = ['--no-facts']*(not asked), tmp_path/'r.html'
     cli.main(['demo', '--json', '--report', str(path), *option])
     assert json.loads(capsys.readouterr().out).get('facts') == (second['facts'] if asked else None)
-    assert path.read_text().count('class="plotly-graph-div"') == 4+2*asked
+    words = [w for e in (GOAL, FACT)[:1+asked] for w in (e['told'], e['asked'], *e['answers'].values())]
+    check_report(path, 1+2*asked, *words)
+    assert (FACT['told'] in path.read_text()) == asked
     cli.main(['demo', '--report', str(path), *option])
     assert ('never said it' in path.read_text()) == asked
-    assert ('ladder and traces' in capsys.readouterr().out) == asked == ('ladder and traces' in path.read_text())
+    out = capsys.readouterr().out
+    assert all(w in out for w in words) and (FACT['told'] in out) == asked
+    assert ('ladder and traces' in out) == asked == ('ladder and traces' in path.read_text())
 
 @recalls
 def test_demo_with_facts(tmp_path):
@@ -203,6 +218,7 @@ def test_demo_with_facts(tmp_path):
     assert json.loads(p.stdout)['secrets'] is None          # the embedded model reads no thoughts
     r = json.loads(p.stdout)['facts']
     assert (r['told'], r['sentences'], r['by']) == (40, 300, 'options') and [*r['results']] == ['open', 'sealed']
+    check_report(tmp_path/'chronomem-demo.html', 2, facts('open')[0].told, facts('open')[0].near)
     for arms in r['results'].values():
         assert [*arms] == list(ARMS)
         for m, low, high in arms.values(): assert 0 <= low <= m <= high <= 1

@@ -1,8 +1,9 @@
-"What notebook 20_ladder can't show: any config, any batch, any pattern of live rows; and that names of weights stay"
+"What notebooks 20_ladder and 20a_rungs can't show: any config, any batch, any pattern of live rows; and that names of weights stay"
 import math, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from chronomem.core import load_state, save_state
 from chronomem.ladder.ladder import *
+from chronomem.ladder.rungs import *
 from chronomem.ladder.recurrent import RecurrentMemory
 
 D_IN, D_OUT = 6, 4

@@ -1,21 +1,21 @@
 "The listener through everything a source can do to it, restarts after a kill, and the command `chronomem listen`"
 import io, json, os, signal, subprocess, sys, time
 import numpy as np, pytest, soundfile as sf, torch
-from chronomem.core import ManualClock, StateError, WallClock, seed_all
-from chronomem.live.boot import BootConfig, BootManager
+from chronomem.core import ManualClock, StateError, WallClock, load_tensors, save_tensors, seed_all
+from chronomem.live.boot import STATE, BootConfig, BootManager
 from chronomem.live.executive import ACTIONS, REASONS
 from chronomem.live.listener import Listener, ListenerConfig
 from chronomem.live.recording import _leaves
-from chronomem.live.teller import Teller
-from chronomem.live.subconscious import Subconscious, SubconsciousConfig
+from chronomem.live.console import Console
+from chronomem.thought.subconscious import Subconscious, SubconsciousConfig
 from chronomem.senses.sources import AudioFile, Source, Watchdog
-from chronomem.then.recall import ResonanceConfig
+from chronomem.then.recall import Resonance, ResonanceConfig
 from chronomem.thought.machine import ThoughtConfig
 
 def small(seed=0, d=32):
     seed_all(seed)
-    c = SubconsciousConfig(core=ThoughtConfig(d=d, d_in=32, memory=4, hidden=4, n_out=32, n_action=0, drift='decay'), resonance=ResonanceConfig(width=d, capacity=256), hidden=32)
-    return Subconscious(c).eval().requires_grad_(False)
+    c = SubconsciousConfig(core=ThoughtConfig(d=d, d_in=32, memory=4, hidden=4, n_synch_out=32, n_synch_action=0, drift='decay'), echo=.3, hidden=32)
+    return Subconscious(c, resonance=Resonance(ResonanceConfig(width=d, capacity=256))).eval().requires_grad_(False)
 
 def voice(seconds=3., rate=16000):
     t = np.arange(int(seconds*rate))/rate
@@ -123,12 +123,12 @@ def test_broken_frames(model):
     assert all(v.isfinite().all() for v in (l.run.inner.past, l.run.inner.core.z, l.run.inner.traces.value))
 
 @pytest.mark.parametrize('seed', range(4))
-@pytest.mark.parametrize('kw', [dict(), dict(echo=0.), dict(usual=0.)], ids=['echo', 'no echo', 'no statistics'])
+@pytest.mark.parametrize('kw', [dict(), dict(echo=0.), dict(stats=0.)], ids=['echo', 'no echo', 'no statistics'])
 def test_recorded_frames_are_the_written_ones(seed, kw):
     "Whatever comes, in whatever order: the same records, the same state, in every digit"
     seed_all(0)
-    heads = tuple(h.replace(reads='state') for h in small().config.heads) if 'usual' in kw else small().config.heads
-    m, g = Subconscious(small().config.replace(heads=heads, **kw)).eval(), np.random.default_rng(seed)
+    heads = tuple(h.replace(reads='state') for h in small().config.heads) if 'stats' in kw else small().config.heads
+    m, g = Subconscious(small().config.replace(heads=heads, **kw), resonance=small().resonance).eval(), np.random.default_rng(seed)
     kinds = [lambda: np.zeros(800), lambda: .1*g.normal(size=800), lambda: 90*g.normal(size=800), lambda: nans(g.normal(size=800)), lambda: voice(.05), lambda: None]
     frames = [kinds[g.integers(len(kinds))]() for _ in range(80)]
     records, states = [], []
@@ -195,9 +195,25 @@ def test_other_model_is_refused(tmp_path):
     assert l.stats()['swaps'] == 1 and [e.frame for e in es] == list(range(10, 21))
     with Listener(small(1), tmp_path/'home') as l: assert l.at == 20 and l.run.inner.traces.count.item() == 20
 
+def test_a_state_under_former_names_goes_on(tmp_path):
+    "Statistics were called `usual` and `lately` in files once"
+    sf.write(tmp_path/'x.wav', voice(1.), 16000)
+    with Listener(small(), tmp_path/'home') as l: list(l.events(AudioFile(tmp_path/'x.wav')))
+    was, file = l.run.clone(), tmp_path/'home'/STATE
+    tensors, meta = load_tensors(file)
+    def former(k): return k.replace('inner.stats.recent', 'inner.usual.lately').replace('inner.stats', 'inner.usual')
+    meta['state']['batch'] = {former(k): v for k, v in meta['state']['batch'].items()}
+    save_tensors(file, {former(k): v for k, v in tensors.items()}, meta)
+    with Listener(small(), tmp_path/'home') as l:
+        assert l.at == 20 and torch.equal(l.run.inner.stats.recent.square, was.inner.stats.recent.square)
+        assert torch.equal(l.run.inner.core.z, was.inner.core.z)
+
 def test_newer_model_may_have_other_heads(tmp_path):
     sf.write(tmp_path/'x.wav', voice(1.), 16000)
-    def other(): c = small().config; seed_all(1); return Subconscious(c.replace(heads=c.heads[:2])).eval()
+    def other():
+        like = small()
+        seed_all(1)
+        return Subconscious(like.config.replace(heads=like.config.heads[:2]), resonance=like.resonance).eval()
     es = []
     with Listener(small()) as l:
         for e in l.events(AudioFile(tmp_path/'x.wav')):
@@ -240,21 +256,21 @@ def test_command_mistakes(argv, say, tmp_path):
 
 def sensed(T, gaps=(), batch=1, width=32, seen=None):
     "Frames of a drive, some of which bring no token"
-    from chronomem.live.subconscious import Sensed
+    from chronomem.thought.subconscious import SubInput
     torch.manual_seed(1)
     starved = torch.tensor([[t in gaps for t in range(T)]]).expand(batch, -1)
-    return Sensed(torch.randn(batch, T, width), torch.zeros(batch, T, seen), torch.ones(batch, T), .05*torch.arange(T).double().expand(batch, -1), starved)
+    return SubInput(torch.randn(batch, T, width), torch.zeros(batch, T, seen), torch.ones(batch, T), .05*torch.arange(T).double().expand(batch, -1), starved)
 
 def test_meaning_of_drift_in_a_listener():
     "What was felt last halves in every half-life without sound, the first frame counts one; sound ends it"
     m = small(); m.core.sync.half_life = 2.
-    state, felt = m(m.init(1), sensed(8, (3, 4, 5, 6), seen=m.seen))
+    state, felt = m(m.init(1), sensed(8, (3, 4, 5, 6), seen=m.n_stats))
     s = felt.sync[0]
     torch.testing.assert_close(s[3:7], s[2]*torch.tensor([2**-.5, .5, 2**-1.5, .25])[:, None])
     assert state.core.sync.idle.item() == 0 and state.steps.item() == 8
-    full = m(m.init(1), sensed(8, seen=m.seen)._replace(starved=None))[1].sync[0]
+    full = m(m.init(1), sensed(8, seen=m.n_stats)._replace(starved=None))[1].sync[0]
     torch.testing.assert_close(s[:3], full[:3])                        # with sound nothing is scaled
-    assert m(m.init(1), sensed(7, (3, 4, 5, 6), seen=m.seen))[0].core.sync.idle.item() == 4
+    assert m(m.init(1), sensed(7, (3, 4, 5, 6), seen=m.n_stats))[0].core.sync.idle.item() == 4
 
 def test_meaning_of_the_context():
     "Weights .5, .25, .15, .1 of the latents 1, 5, 10 and 20 frames ago"
@@ -270,7 +286,7 @@ def test_meaning_of_the_echo():
     m.resonance = Ten()
     past, c = [torch.ones(1, 32)]*20, m.init(1, traces=False).core
     core = c.z, c.history, (c.sync.alpha, c.sync.beta, c.sync.centre, c.sync.power)
-    latent, (z, *_), _ = m.frame(past, core, torch.zeros(1, 32), 'some', 0., m.core.sync.ready(), None)
+    latent, (z, *_), _ = m._frame(past, core, torch.zeros(1, 32), 'some', 0., m.core.sync.ready(), None)
     torch.testing.assert_close(latent, (.7*1 + .3*10 + z)/2)
 
 def speaking(e, chances, sure=1.):

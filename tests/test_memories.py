@@ -60,7 +60,7 @@ def test_long_texts_are_forgotten_whole(model, home):
 class Stop(BaseException): pass
 
 @pytest.mark.parametrize('call', ['fdatasync', 'fsync', 'rename', 'replace', 'unlink', 'rmdir'])
-def test_a_kill_while_forgetting_leaves_one_life_or_the_other(model, tmp_path, monkeypatch, call):
+def test_a_kill_while_forgetting_leaves_one_history_or_the_other(model, tmp_path, monkeypatch, call):
     "Stopped at the k-th disk call, for every k until it isn't stopped any more"
     real, texts, old, new = getattr(os, call), told(3), None, None
     for k in range(60):

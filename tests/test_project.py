@@ -1,7 +1,9 @@
 "What a notebook cannot say about itself: the project as a whole"
 import ast, json, os, re, shlex, subprocess, sys
 from configparser import ConfigParser
+from functools import cache
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest, yaml
 from packaging.requirements import Requirement
@@ -130,10 +132,44 @@ def test_sidebar_lists_every_notebook_once():
     flat = [p for o in yml['website']['sidebar']['contents'] for p in (o['contents'] if isinstance(o, dict) else [o])]
     assert flat == [p for _, ps in contents(ROOT) for p in ps], 'run tools/sidebar.py'
 
+def test_each_notebook_has_a_page_of_its_own():
+    from nbdev.doclinks import _nbpath2html
+    pages = {}
+    for nb in NBS: pages.setdefault(_nbpath2html(Path(nb)), []).append(nb)
+    assert not [nbs for nbs in pages.values() if len(nbs) > 1], 'a page is named without the number of its notebook'
+
+def test_navbar_leads_to_notebooks():
+    left = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['website']['navbar']['left']
+    menu = next(o['menu'] for o in left if 'menu' in o)
+    assert menu == [nb for nb in NBS if nb.startswith('how_to/')], 'run tools/sidebar.py'
+    assert all(o['href'] in NBS for o in left if 'menu' not in o)
+
+def test_reference_lists_every_public_name():
+    listed = set(re.findall(r'(?m)^\| \[`(\w+)`\].* \[([\w.]+)\]\(\S+\) \|$', '\n'.join(text(o['data']['text/markdown']) for o in outputs('reference.ipynb') if 'data' in o)))
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+        public = next(ast.literal_eval(o.value) for o in tree.body if ast.unparse(o).startswith('__all__'))
+        missing = {(name, dotted(path).removeprefix('chronomem.')) for name in public} - listed
+        assert not missing, f'{sorted(missing)}: run tools/execute.py nbs/reference.ipynb'
+
 def shown(c):
     "Does the page show the outputs of this cell?"
     s = text(c['source'])
     return not re.search(r'(?m)^#\|\s*(hide|export|exporti|default_exp)(?=[\s:]|$)|^#\|\s*(output|include):\s*false', s)
+
+@cache
+def places(page):
+    "The fragments that a link to this page may have"
+    return {'', *re.findall(r'\b(?:id|name)="([^"]*)"', page.read_text(encoding='utf-8'))}
+
+def dead(page, html):
+    "Links within the site that lead nowhere"
+    for url in sorted(set(re.findall(r'<a\b[^>]*?\bhref="([^"]*)"', html))):
+        if re.match(r'[\w+.-]+:|//', url): continue
+        file, _, place = url.partition('#')
+        to = (page.parent/unquote(file)).resolve() if file else page
+        if to.is_dir(): to /= 'index.html'
+        if not to.is_file() or to.suffix == '.html' and unquote(place) not in places(to): yield url
 
 @each_notebook
 def test_page(nb):
@@ -145,7 +181,10 @@ def test_page(nb):
     html, figs = page.read_text(encoding='utf-8'), sum(PLOTLY in o.get('data', {}) for c in cells(nb) if shown(c) for o in c['outputs'])
     assert html.count('class="plotly-graph-div"') == figs, f'{figs} figures in the notebook'
     assert 'Unable to display output' not in html
-    for src in re.findall(r'<script[^>]*src="([^":]+)"', html): assert (page.parent/src).is_file(), f'{src} is missing'
+    raw = re.search(r'[^\n]{0,60}\]\([^()\s]+\.ipynb', re.sub(r'(?s)<pre.*?</pre>', '', html))
+    assert not raw, f'a link is shown as Markdown: {raw[0]}'
+    assert not list(dead(page, html)), 'links that lead nowhere'
+    for src in re.findall(r'<(?:script|img)\b[^>]*?\bsrc="([^":]+)"', html): assert (page.parent/src).is_file(), f'{src} is missing'
 
 # Packaging
 

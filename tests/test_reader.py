@@ -36,7 +36,7 @@ def test_first_weights_add_nothing_and_others_do(family):
     with loud(m).using(m): assert (m.lm.bare(input_ids=ids).logits-own).abs().max() > .01
     assert m.lm.bare(input_ids=ids).logits.equal(own)
 
-def test_writing_never_feels_it(model):
+def test_writing_is_unchanged(model):
     ids = torch.arange(3, 20)[None]
     mask = torch.ones_like(ids)
     wrote, keys = model.lm.encode(ids, mask), model.dense([[5, 6, 7]])
@@ -80,7 +80,7 @@ def test_in_a_batch_each_row_gets_its_own(model):
     model.reader = loud(model)
     assert ask() == [plain, one()]
 
-def test_what_is_remembered_is_the_same_life(model):
+def test_what_is_remembered_is_the_same(model):
     def told():
         s = life(model)
         s.ask('Where is the key?', **KW | dict(max_new_tokens=1))
@@ -184,7 +184,7 @@ def test_what_ships_is_small_and_whole(path):
     assert r.rank == 8 and sum(f.stat().st_size for f in path.iterdir()) < 5 << 20
     assert {k.rsplit('.', 1)[-1] for k in r.weights} == {f'{n}_proj/{k}' for n in 'qvo' for k in 'AB'}
 
-def test_none_is_found_for_a_stranger(model): assert Reader.find(model) is None and model.reader is None
+def test_none_is_found_for_an_unknown_model(model): assert Reader.find(model) is None and model.reader is None
 
 @pytest.mark.slow
 def test_the_one_for_smollm2_fits():

@@ -3,15 +3,17 @@ import math, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from chronomem.core import load_state, save_state
 from chronomem.ladder.bridges import BRIDGES
-from chronomem.ladder.ladder import GATES, LadderConfig, LadderState, WriteLog
-from chronomem.ladder.reading import ReadingConfig, looked
+from chronomem.ladder.ladder import LadderConfig, LadderState, WriteLog
+from chronomem.ladder.rungs import GATES
+from chronomem.ladder.reading import ReadingConfig, count_read
 from chronomem.ladder.shaping import ShapingConfig, info_nce, memory_gap, nested, orthogonality, unexplained, width_by_entropy, written_from
-from chronomem.ladder.sight import Attend, newest
-from chronomem.ladder.whole import LadderRules, make_ladder
+from chronomem.ladder.vision_ladder import Attend, newest
+from chronomem.ladder.build import LadderOptions, build_ladder
 from chronomem.ladder.writing import EVICT, POLICIES, WritingConfig, collect, delta_kl, entropy, entropy_rise, least_used, novelty, reinforce, track
 from chronomem.backbone.backbone import MemoryConfig
 from chronomem.backbone.families import add_memory, tiny_lm
-from chronomem.learn.tasks import VOCAB, TASKS, unroll
+from chronomem.backbone.episodes import unroll
+from chronomem.learn.tasks import VOCAB, TASKS
 from chronomem.learn.train import TrainConfig, Trainer
 from chronomem.core import generator
 
@@ -26,9 +28,9 @@ def ladders(draw):
     writing = WritingConfig(when=when, gated=draw(st.booleans()), score=draw(st.sampled_from(('novelty', 'reconstruction', 'hint'))),
                             promote=draw(st.integers(0, 2)) if 'surprise' in when else 0, evict=draw(st.sampled_from(EVICT)), feed=draw(st.booleans()))
     shaping = ShapingConfig(bits=draw(st.sampled_from((0, 4, 8))), quantise_from=draw(st.sampled_from((1, 64))), recon=draw(st.sampled_from((0., .2))))
-    rules = LadderRules(writing, ReadingConfig(attend=draw(st.booleans()), decay=draw(st.booleans())), shaping, draw(st.sampled_from((*BRIDGES,))))
+    rules = LadderOptions(writing, ReadingConfig(attend=draw(st.booleans()), decay=draw(st.booleans())), shaping, draw(st.sampled_from((*BRIDGES,))))
     torch.manual_seed(draw(st.integers(0, 99)))
-    return make_ladder(c, rules, D_IN, D_OUT).requires_grad_(False)
+    return build_ladder(c, rules, D_IN, D_OUT).requires_grad_(False)
 
 def flat(s): return dict(s.to_tensordict().items(True, True))
 
@@ -87,7 +89,7 @@ def surprised(taus, phases, hints, **kw):
     c = LadderConfig(taus=taus, dims=(4,)*n, slots=(1,)*n, phases=phases, hidden=4)
     w = WritingConfig(**dict(when=('surprise', *('clock',)*(n-1)), score='hint', gated=False, promote=1) | kw)
     torch.manual_seed(0)
-    m = make_ladder(c, LadderRules(writing=w), D_IN, D_OUT).requires_grad_(False)
+    m = build_ladder(c, LadderOptions(writing=w), D_IN, D_OUT).requires_grad_(False)
     hint = torch.tensor([hints])
     return m.scan(m.init(1), torch.randn(1, len(hints), D_IN), hint=hint)[1][0]
 
@@ -149,7 +151,7 @@ def counting(taus=(1, 4), slots=(2, 2)):
     n = len(taus)
     torch.manual_seed(0)
     c = LadderConfig(taus=taus, dims=(4,)*n, slots=slots, phases=(0,)*n, hidden=4)
-    m = make_ladder(c, LadderRules(WritingConfig(evict='unread'), ReadingConfig(attend=True, decay=True)), D_IN, D_OUT).requires_grad_(False)
+    m = build_ladder(c, LadderOptions(WritingConfig(evict='unread'), ReadingConfig(attend=True, decay=True)), D_IN, D_OUT).requires_grad_(False)
     s = m.init(1); s.t += 100
     for r in s.rungs.values(): r['z'].normal_(); r['born'].fill_(90)
     return m, s
@@ -166,17 +168,17 @@ def test_a_slot_goes_after_so_many_cadences():
 
 # Reading, by hand
 
-def test_a_look_minds_neither_size_nor_shift_of_the_question():
+def test_a_read_minds_neither_size_nor_shift_of_the_question():
     m, s = counting()
     q = torch.randn(1, D_IN)
-    one, two = looked(m, s, q), looked(m, s, 50*q+7)
+    one, two = count_read(m, s, q), count_read(m, s, 50*q+7)
     for n in m.rungs:
         w = one.rungs[n, 'reads']
         torch.testing.assert_close(w.sum(1), torch.ones(1)); assert (w[0, 0]-w[0, 1]).abs() > 1e-3, 'it prefers one'
         torch.testing.assert_close(two.rungs[n, 'reads'], w, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(looked(m, one, q).rungs[n, 'reads'], 2*w)
+        torch.testing.assert_close(count_read(m, one, q).rungs[n, 'reads'], 2*w)
 
-def test_age_fades_what_is_looked_at():
+def test_age_fades_what_is_read():
     m, s = counting(slots=(3, 3))
     for r in s.rungs.values(): r['born'][0] = torch.tensor([99, 60, -1])
     for r in m.rungs.values():
@@ -207,7 +209,7 @@ def test_the_input_of_a_slot_is_found_by_the_clock():
     x, there = written_from(h, torch.tensor([[5, 6, 7, 4, -1]]), torch.tensor([5]), live)
     assert x[0, :3, 0].tolist() == [0., 2., 3.] and there.tolist() == [[True, True, True, False, False]]
 
-def test_near_in_time_is_looked_at_first():
+def test_near_in_time_is_attended_first():
     torch.manual_seed(0)
     m = Attend(4, 2).requires_grad_(False)
     m.q.weight.zero_(); m.v.weight.copy_(torch.eye(4)); m.o.weight.copy_(torch.eye(4))
@@ -221,7 +223,7 @@ def test_near_in_time_is_looked_at_first():
     dict(writing=dict(when=('surprise', 'clock'), score='hint', feed=True), shaping=dict(width=True))])
 @pytest.mark.parametrize('train', [dict(), dict(window=3, replay=True), dict(unlock=True, reward=.1, learn_first=False)])
 def test_every_rule_trains_behind_a_language_model(rules, train, tmp_path):
-    c = MemoryConfig(ladder=LadderConfig(taus=(1, 2), dims=(8, 8), slots=(2, 1), phases=(0, 1), hidden=8), rules=LadderRules.from_dict(rules), n_mem=1)
+    c = MemoryConfig(ladder=LadderConfig(taus=(1, 2), dims=(8, 8), slots=(2, 1), phases=(0, 1), hidden=8), rules=LadderOptions.from_dict(rules), n_mem=1)
     m = add_memory(tiny_lm('llama', vocab=len(VOCAB), d=16, layers=1), c, train_backbone=True)
     t = Trainer(m, lambda n, g: TASKS['passkey'][0](8, n, g), TrainConfig(lengths=(1, 4), updates=3, settle=1, **train), tmp_path)
     t.fit(progress=False)

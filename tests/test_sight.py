@@ -3,7 +3,7 @@ import math, pytest, torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.test import test_close as close, test_eq as eq
 from chronomem.core import seed_all
 from chronomem.ladder.ladder import CadenceLadder, LadderConfig
-from chronomem.ladder.sight import CoAttend, Concat, SightConfig, SightedLadder, moments, own_tokens
+from chronomem.ladder.vision_ladder import CoAttend, Concat, VisionLadderConfig, VisionLadder, moments, own_tokens
 
 def small(join='coattend', tau=64, **kw):
     "Three rungs' worth of sight, always the same weights"
@@ -11,7 +11,7 @@ def small(join='coattend', tau=64, **kw):
     shape = dict(dims=(8, 12), slots=(1, 2), hidden=16)
     language = CadenceLadder(LadderConfig(taus=(1, tau), phases=(0, 1), **shape), 10, 6)
     vision = LadderConfig(taus=(1, 2*tau), phases=(0, 3), **shape)
-    return SightedLadder(SightConfig(vision=vision, join=join, width=16, from_tau=tau, **kw), language, 7, 6)
+    return VisionLadder(VisionLadderConfig(vision=vision, join=join, width=16, from_tau=tau, **kw), language, 7, 6)
 
 def same(a, b):
     b = b.to_tensordict()
@@ -26,10 +26,10 @@ def life():
     return h[:, :12], frames[:, :12], end
 
 def test_configs():
-    c = SightConfig.from_dict(dict(width=32, vision=dict(taus=[1, 128], dims=[8, 8], slots=[1, 2], phases=[0, 1])))
-    assert SightConfig.from_dict(c.to_dict()) == c and c.vision.taus == (1, 128)
-    with pytest.raises(ValueError, match='multiple of heads = 4'): SightConfig(width=30)
-    with pytest.raises(ValueError, match=r"expected one of \['none', 'concat', 'coattend'\]"): SightConfig(join='sum')
+    c = VisionLadderConfig.from_dict(dict(width=32, vision=dict(taus=[1, 128], dims=[8, 8], slots=[1, 2], phases=[0, 1])))
+    assert VisionLadderConfig.from_dict(c.to_dict()) == c and c.vision.taus == (1, 128)
+    with pytest.raises(ValueError, match='multiple of heads = 4'): VisionLadderConfig(width=30)
+    with pytest.raises(ValueError, match=r"expected one of \['none', 'concat', 'coattend'\]"): VisionLadderConfig(join='sum')
 
 def test_moments_by_hand():
     live = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1]]).bool()
@@ -87,7 +87,7 @@ def test_errors_say_what_came(life):
         m.scan(end, h, frames[:, 1:])
     fast = CadenceLadder(LadderConfig(taus=(1, 4), dims=(8, 8), slots=(1, 1), phases=(0, 1)), 10, 6)
     with pytest.raises(ValueError, match=r"language: got rungs \['tau1', 'tau4'\], expected one with tau >= from_tau = 64"):
-        SightedLadder(SightConfig(), fast, 7, 6)
+        VisionLadder(VisionLadderConfig(), fast, 7, 6)
 
 @pytest.mark.parametrize('join', ['concat', 'coattend'])
 def test_a_sense_that_is_missing_is_only_missing(life, join):

@@ -5,8 +5,10 @@ from chronomem.backbone.model import ChronoModel
 from chronomem.live.boot import BootConfig
 from chronomem.live.segments import SegmentConfig, line, stamp, vote
 from chronomem import Session
-from chronomem.live.subconscious import Subconscious
-from chronomem.live.system import ChronoSystem, Journal, SystemConfig, at_times, heard, live, told
+from chronomem.thought.subconscious import Subconscious
+from chronomem.live.body import SystemConfig
+from chronomem.live.journal import Journal, at_times, heard, told
+from chronomem.live.system import ChronoSystem, live
 from chronomem.senses.sources import Source
 from chronomem.then.home import overview, wipe_user
 
@@ -127,7 +129,7 @@ def test_parts_may_be_left_out(tmp_path, model, ear, off):
         assert s.count['heard'] >= 1 and (s.count['thoughts'] == 0) == (off == 'think')
         assert any(tmp_path.rglob('*.safetensors')) == False or off != 'remember'
 
-def test_a_wipe_takes_the_ear_too(tmp_path, model, ear):
+def test_a_wipe_takes_the_listener_too(tmp_path, model, ear):
     with ChronoSystem(model, 'ann', tmp_path, ear, SystemConfig(**CONFIG)) as s:
         for r in Bursts(60): s.step_frame(r)
     assert [r['problem'] for r in overview(tmp_path)] == [''] and any(tmp_path.rglob('listener.safetensors'))
@@ -174,7 +176,7 @@ from test_system import *
 with ChronoModel.default().session('ann', sys.argv[2], recall='traces') as s: print([m.text for m in s.ask(sys.argv[3], 4, sources=True, remember=False)[1]])
 """
 
-def test_ctrl_c_ends_life_and_another_process_answers(tmp_path):
+def test_ctrl_c_ends_a_run_and_another_process_answers(tmp_path):
     "The last line sums it up; what was heard is found by its time in a process that heard nothing"
     here = os.path.dirname(__file__)
     fresh = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell may start us with Ctrl-C ignored
@@ -228,7 +230,7 @@ def test_a_question_finds_no_question(tmp_path, model):
         for _ in range(2): found = s.ask('What were you watching for?', 2, sources=True)[1]
         assert [m.text for m in found] == ['Listen for the doorbell, please.']
 
-def test_what_is_forgotten_leaves_the_ear_too(tmp_path, model, ear):
+def test_what_is_forgotten_leaves_the_listener_too(tmp_path, model, ear):
     with ChronoSystem(model, 'ann', tmp_path, ear, SystemConfig(**{**CONFIG, 'think': False})) as s:
         for r in Bursts(60): s.step_frame(r)
         gone = told(s.session)[0]

@@ -9,7 +9,8 @@ from hypothesis import given, settings, strategies as st
 from chronomem.core import generator
 from chronomem.learn.agents import STOP, Keyboard, NamingEnv, hidden_intent, naming, names, oracle, personality, spell
 from chronomem.learn.evaluate import ablate, alone, bootstrap_mean, evaluate, interval, paired_difference, recall_by_delay, seeds_table, stateful_minus_wiped, wilson
-from chronomem.learn.tasks import TASKS, VOCAB, Episode, Vocab, checksum, copy, memoryless, multi_fact, noisy_logs, pack, passkey, rewrite, steer, stream_recall, unroll
+from chronomem.backbone.episodes import Episode, pack, unroll
+from chronomem.learn.tasks import TASKS, VOCAB, Vocab, checksum, copy, memoryless, multi_fact, noisy_logs, passkey, rewrite, steer, stream_recall
 
 some = settings(max_examples=15)
 seeds = st.integers(0, 2**31)
@@ -179,7 +180,7 @@ def test_random_play_stays_on_the_keyboard(seed, steps):
 
 @some
 @given(seed=seeds, noise=st.integers(0, 12), delay=st.integers(0, 5))
-def test_naming_teaches_the_oracles_moves(seed, noise, delay):
+def test_naming_is_labelled_with_the_oracles_moves(seed, noise, delay):
     ep = naming(4, noise, generator(seed), delay=delay)
     for row in first(ep).tolist():
         name = [i-VOCAB.letter.start for i in row[0] if i in VOCAB.letter]
@@ -382,7 +383,7 @@ def test_hindsight_by_hand():
     log = SimpleNamespace(p=torch.tensor([[[.8], [.8], [.1]]]), due=torch.tensor([[[True], [True], [False]]]))
     assert t.taught(ep, log).item() == pytest.approx(-math.log(.8) - math.log(.2), rel=1e-4)
 
-def test_windows_of_an_episode_teach_as_much_as_the_whole():
+def test_windows_of_an_episode_give_the_gradient_of_all_of_it():
     "Loss and answers of a life cut into windows are the life's"
     whole, cut = trainer(), trainer(window=2)
     out = []
@@ -391,7 +392,7 @@ def test_windows_of_an_episode_teach_as_much_as_the_whole():
         torch.manual_seed(0); loss, right, log = t.backward(ep); out.append((loss.item(), right.item(), log.open.float().mean().item()))
     assert out[0] == pytest.approx(out[1], rel=1e-4)
 
-def test_losses_of_lives_by_hand():
+def test_losses_of_episodes_by_hand():
     "Each life's own mean over its answers; with the memory wiped, a model that reads nothing says the same"
     from chronomem.learn.train import row_losses
     t = trainer(); m = t.model.eval()

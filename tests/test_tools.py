@@ -53,24 +53,27 @@ def test_readme_links_and_hides(project):
     (project/'chronomem'/'_modidx.py').write_text("d = {'settings': {'doc_host': 'https://chronomem.github.io', 'doc_baseurl': '/chronomem', "
         "'git_url': 'https://x.org', 'branch': 'main'}, 'syms': {'chronomem.core': {'chronomem.core.f': ('core.html#f', 'chronomem/core.py')}}}")
     (project/'nbs'/'00_core.ipynb').write_text(notebook('# core'))
-    (project/'nbs'/'index.ipynb').write_text(notebook('# Front\n\nCall `f`, read [core](00_core.ipynb#x), ![p](images/p.png), [site](https://x.org/y).\n\n```sh\na `f` [b](c)\n```',
+    (project/'nbs'/'index.ipynb').write_text(notebook('# Front\n\nCall `f`, see [`f`](00_core.ipynb), [`f`](00_core.ipynb#y), [`g`](00_core.ipynb), read [core](00_core.ipynb#x), ![p](images/p.png), [site](https://x.org/y).\n\n```sh\na `f` [b](c)\n```',
                                                       '#| hide\nsecret', 'f()', '#| echo: false\nquiet()'))
     r = tool(project, 'readme')
     assert r.returncode == 0, r.stderr
     md = (project/'README.md').read_text()
-    assert 'Call [`f`](nbs/00_core.ipynb), read [core](nbs/00_core.ipynb#x), ![p](nbs/images/p.png), [site](https://x.org/y).' in md
+    assert 'Call [`f`](nbs/00_core.ipynb), see [`f`](nbs/00_core.ipynb#f), [`f`](nbs/00_core.ipynb#y), [`g`](nbs/00_core.ipynb), read [core](nbs/00_core.ipynb#x), ![p](nbs/images/p.png), [site](https://x.org/y).' in md
     assert 'a `f` [b](c)' in md and 'secret' not in md and 'quiet' not in md
     assert '```python\nf()\n```\n\n```text\nkept\n```' in md
 
 def test_sidebar_follows_the_notebooks(project):
-    (project/'_quarto.yml').write_text('website:\n  sidebar:\n    contents: # here\n      - gone.ipynb\nmetadata-files: [nbdev.yml]\n')
-    for p in ['index', '20_ladder', '00_core', 'tutorials/first', 'results/span']:
+    navbar = '  navbar:\n    left:\n      - text: How-to\n        menu: # here\n          - gone.ipynb\n      - text: Front\n        href: index.ipynb\n'
+    (project/'_quarto.yml').write_text(f'website:\n{navbar}  sidebar:\n    contents: # here\n      - gone.ipynb\nmetadata-files: [nbdev.yml]\n')
+    for p in ['index', '20_ladder', '00_core', 'glossary', 'reference', 'how_to/ask', 'tutorials/first', 'results/span']:
         (project/'nbs'/p).parent.mkdir(exist_ok=True)
         (project/'nbs'/f'{p}.ipynb').write_text(notebook('# x'))
     assert tool(project, 'sidebar').returncode == 0
     import yaml
-    side = yaml.safe_load((project/'_quarto.yml').read_text())['website']['sidebar']['contents']
-    assert side == ['index.ipynb', *[dict(section=s, contents=[p]) for s, p in [('Foundations', '00_core.ipynb'), ('Cadence ladder', '20_ladder.ipynb'),
+    web = yaml.safe_load((project/'_quarto.yml').read_text())['website']
+    assert web['navbar']['left'] == [dict(text='How-to', menu=['how_to/ask.ipynb']), dict(text='Front', href='index.ipynb')]
+    side = web['sidebar']['contents']
+    assert side == ['index.ipynb', 'reference.ipynb', 'glossary.ipynb', *[dict(section=s, contents=[p]) for s, p in [('How to', 'how_to/ask.ipynb'), ('Foundations', '00_core.ipynb'), ('Cadence ladder', '20_ladder.ipynb'),
                     ('Results', 'results/span.ipynb'), ('Tutorials', 'tutorials/first.ipynb')]]]
 
 # The test command

@@ -26,7 +26,9 @@ def rename(site):
     names = {}
     for p in sorted(site.rglob('*.html')):
         new = _nbpath2html(p.with_suffix('.ipynb')).name
-        if new != p.name and 'site_libs' not in p.parts: names[p.name] = new; p.rename(p.with_name(new))
+        if new != p.name and 'site_libs' not in p.parts:
+            names[p.name] = new
+            p.rename(p.with_name(new))
     if not names: return
     old = re.compile(r'(?<![\w.-])(' + '|'.join(map(re.escape, names)) + r')\b')
     for p in site.rglob('*'):
@@ -37,8 +39,8 @@ def relative(site, url):
     "Links to our own site, as links that also work on a disk"
     own = re.compile(r'(<a\b[^>]*?\bhref=")' + re.escape(url) + r'/?(?=[#"\w])')
     for p in site.rglob('*.html'):
-        html = p.read_text(encoding='utf-8')
-        p.write_text(own.sub(lambda m: m[1] + (up(p, site) or './'), html), encoding='utf-8')
+        html, root = p.read_text(encoding='utf-8'), up(p, site) or './'
+        p.write_text(own.sub(r'\1' + root, html), encoding='utf-8')
 
 def maths(site):
     "Serve KaTeX from the site when npm can fetch it; otherwise pages load it from its CDN"
@@ -52,12 +54,14 @@ def maths(site):
         tarfile.open(next(Path(tmp).glob('*.tgz'))).extractall(tmp, filter='data')
         dist, dest = Path(tmp)/'package'/'dist', site/'site_libs'/'katex'
         for f in ['katex.min.css', 'katex.min.js', 'contrib/auto-render.min.js', *(o.relative_to(dist) for o in dist.glob('fonts/*.woff2'))]:
-            (dest/f).parent.mkdir(parents=True, exist_ok=True); shutil.copy(dist/f, dest/f)
+            (dest/f).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(dist/f, dest/f)
     for p in pages:
         p.write_text(KATEX.sub(up(p, site) + 'site_libs/katex', p.read_text(encoding='utf-8')), encoding='utf-8')
 
 def main():
-    os.chdir(ROOT); sys.path.insert(0, str(ROOT))
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
     os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     from nbdev.config import get_config
     cfg = get_config()

@@ -42,7 +42,9 @@ def run(path, slow=False):
     from nbdev.frontmatter import FrontmatterProc
     from nbdev.process import NBProcessor, nb_lang
     raw = json.loads(path.read_text(encoding='utf-8'))
-    if any('id' not in c for c in raw['cells']): clean_nb(raw); write_nb(raw, path)
+    if any('id' not in c for c in raw['cells']):
+        clean_nb(raw)
+        write_nb(raw, path)
     skip = set() if slow else set(get_config(path=path).tst_flags.split())
     nb = NBProcessor(path, procs=FrontmatterProc, process=True).nb
     if str2bool(getattr(nb, 'frontmatter_', {}).get('skip_exec', False)) or nb_lang(nb) != 'python': return {}
@@ -58,7 +60,8 @@ def run(path, slow=False):
         if shown and not shell.exc: shell.exc = shown.pop()           # a repr or display failed: IPython only prints it
         made[cell.id] = srcs[cell.id], tidy(cell.outputs)
 
-    os.chdir(path.parent); sys.path.insert(0, str(ROOT))
+    os.chdir(path.parent)
+    sys.path.insert(0, str(ROOT))
     shell, shown = CaptureShell(path), []
     shell.showtraceback = lambda exc=None, *args, **kw: shown.append((exc or sys.exc_info())[1])
     try: shell.run_all(nb, exc_stop=True, preproc=skipped, postproc=ran)

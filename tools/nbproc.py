@@ -1,5 +1,7 @@
-"What the docs do to a notebook beyond nbdev: stored plotly figures become HTML, and `names` link to this tree's modules"
-import os
+"""What the docs do to a notebook beyond nbdev.
+
+Stored plotly figures become HTML, `names` link to this tree's modules, and what is a link already stays one."""
+import os, re
 from pathlib import Path
 from types import SimpleNamespace
 import nbdev.doclinks
@@ -20,7 +22,28 @@ def own_index():
     nbdev.doclinks.entry_points = lambda group: [o for o in found(group=group) if o.name != lib.name] + [own]
     nbdev.doclinks._build_lookup_table.cache_clear()
 
+LINK = re.compile(r'(\[[^\[\]]*\]\([^()\s]*\))')
+NAMED = re.compile(r'\[`([^`]+?)(?:\(\))?`\]\(([^()\s#]+\.ipynb)\)')
+
+def placed(lookup, link):
+    "A link from a name to a page, to the place of the name on that page if it has one"
+    named = NAMED.fullmatch(link)
+    site, _, place = (lookup.doc(named[1]) or '').partition('#') if named else ('', '', '')
+    here = place and nbdev.doclinks._nbpath2html(Path(named[2])).name == site.rpartition('/')[2]
+    return f'{link[:-1]}#{place})' if here else link
+
+def own_links():
+    "A link inside a link is none: nbdev would turn [`f`](page.ipynb) into one"
+    names = nbdev.doclinks._re_backticks
+    def link_line(self, line):
+        parts = LINK.split(line)                                      # every other one is a link
+        parts[::2] = [names.sub(self._link_sym, p) for p in parts[::2]]
+        parts[1::2] = [placed(self, p) for p in parts[1::2]]
+        return ''.join(parts)
+    nbdev.doclinks.NbdevLookup.link_line = link_line
+
 own_index()
+own_links()
 
 class plotly_html(Processor):
     "Turn stored plotly JSON into a `text/html` div; the page loads one `plotly.min.js` from the root of the site"

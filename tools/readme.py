@@ -4,11 +4,12 @@ import os, re, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-os.chdir(ROOT); sys.path.insert(0, str(ROOT))
+os.chdir(ROOT)
+sys.path.insert(0, str(ROOT))
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup, _nbpath2html
 from nbdev.process import NBProcessor
-import tools.nbproc                                                   # names link to this tree's modules
+import tools.nbproc  # noqa: F401  names link to this tree's modules
 from tools.sidebar import notebooks
 
 def text(o): return ''.join(o) if isinstance(o, list) else o

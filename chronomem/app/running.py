@@ -39,7 +39,8 @@ def run_live(
 ):
     "Hear, remember, think"
     from chronomem.live.segments import SegmentConfig
-    from chronomem.live.system import SystemConfig, live
+    from chronomem.live.body import SystemConfig
+    from chronomem.live.system import live
     home, kw = _place(a.home), dict(realtime=a.realtime, resume=a.resume)
     if a.people:
         people = tuple(p.strip() for p in a.people.split(','))

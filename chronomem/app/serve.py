@@ -49,7 +49,9 @@ def page() -> Dashboard:
 def _server(port, open_browser, tell):
     "Voila, which tells its address once it listens"
     voila = require('app', 'voila.app')
-    for name in ('ipywidgets', 'anywidget', 'ipykernel'): require('app', name)
+    require('app', 'ipywidgets')
+    require('app', 'anywidget')
+    require('app', 'ipykernel')
     class Server(voila.Voila):
         def listen(self):
             loop = voila.tornado.ioloop.IOLoop.current()

@@ -9,7 +9,8 @@ __all__ = ['layer_sizes', 'fresh_lora', 'added', 'brought']
 import contextlib, contextvars, functools, math
 import torch, torch.nn.functional as F
 from transformers.pytorch_utils import Conv1D
-from .backbone import MemoryLM, _is_off, _key
+from .backbone import MemoryLM
+from .memorylm import _is_off, _key
 from ..core import generator
 
 # %% ../../nbs/51a_adapters.ipynb #lora

@@ -65,7 +65,7 @@ def _additive(mask, dtype):
     return torch.where(mask, nothing, torch.finfo(dtype).min)
 
 def _seen(j, query, window):
-    "Which memory a query may look at: [B,1,Q,S]"
+    "Which memory a query may attend to: [B,1,Q,S]"
     B, _, Q, _ = query.shape
     see = j.kv.mask[:, None, None].to(query.device)           # [B,1,1,S]
     if window and j.window == 'inside':

@@ -8,7 +8,7 @@ __all__ = ['DEPTH', 'PASSAGE', 'SHORT', 'OWN', 'WORLD', 'NOTES', 'QUOTES', 'LEAD
 # %% ../../nbs/53_notes.ipynb #imports
 import re, torch, torch.nn.functional as F
 from fastcore.basics import patch
-from .backbone import _is_off, _key
+from .memorylm import _is_off, _key
 from .model import ChronoModel, Row, _use
 from ..then.texts import passages
 
@@ -94,7 +94,7 @@ def query_gain(self:ChronoModel,
 # %% ../../nbs/53_notes.ipynb #judges
 @patch
 def judges(self:ChronoModel) -> int:
-    "How many passages it looks at more closely: ten, or none below 50 million weights"
+    "How many passages it judges more closely: ten, or none below 50 million weights"
     weights = sum(p.numel() for p in self.lm.lm.parameters())
     return 10 if weights >= 50_000_000 else 0
 
@@ -211,7 +211,7 @@ def _bare(model): return not model.trained or _is_off(_key(model.lm.lm))
 
 @patch
 def reads(self:ChronoModel):  # a `Reader` or None
-    "The reader that acts now, if any; one that was taught without the memory's adapters acts where they are off"
+    "The reader that acts now, if any; one that was trained without the memory's adapters acts where they are off"
     r = self.reader
     if r is None: return None
     return r if _bare(self) or not r.about.get('bare') else None

@@ -4,24 +4,25 @@
 
 # %% auto #0
 __all__ = ['NEVER', 'MANY', 'read_layers', 'Reader', 'base_of', 'new_reader', 'reading', 'quoted', 'read_answers', 'Example',
-           'squad_examples', 'shown', 'mean_losses', 'adapt', 'learn_to_read']
+           'squad_examples', 'shown', 'mean_losses', 'ReaderTrainer', 'adapt', 'learn_to_read']
 
 # %% ../../nbs/54_reader.ipynb #imports
-import contextlib, json, math, random, re, time
+import contextlib, json, random, re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 import torch, torch.nn as nn
 from fastcore.basics import patch
-from tqdm.auto import tqdm
 from transformers import StoppingCriteria
 from transformers.pytorch_utils import Conv1D
 from .adapters import added, fresh_lora, layer_sizes
-from .backbone import MemoryLM, _backbone_weights
+from .backbone import MemoryLM
+from .saved import _backbone_weights
 from .families import family_of
+from .fit import TrainingLoop, cosine, descend
 from .model import BESIDE, ChronoModel, _asset, _use
 from .notes import LEAD, QUOTES
-from ..core import data_root, fingerprint as _hash, load_tensors, save_tensors
+from ..core import StateError, data_root, fingerprint as _hash, load_tensors, save_tensors
 from ..ladder.ladder import LadderState
 
 # %% ../../nbs/54_reader.ipynb #layers
@@ -122,7 +123,7 @@ def fits(self:Reader,
 @contextlib.contextmanager
 def using(self:Reader,
     model:ChronoModel,  # whose passes
-    check:bool=True,    # look whether it fits
+    check:bool=True,    # check whether it fits
     name:str='reader'   # whose weights they are; several names may act at once
 ):
     "Context in which this thread's passes through the model use the reader's weights"
@@ -146,7 +147,7 @@ def save(self:Reader,
 @patch(cls_method=True)
 def load(cls:Reader,
     path:str|Path,               # where `save` put it
-    model:ChronoModel|None=None  # look whether it fits; its device
+    model:ChronoModel|None=None  # checked that it fits; its device
 ) -> Reader:
     "Read what `save` wrote"
     base = base_of(model) if model else None
@@ -375,59 +376,6 @@ def _draw(examples, others, batch, seed, step, quote=False, never=.2):
         out.append((e.question, notes, answer))
     return out
 
-# %% ../../nbs/54_reader.ipynb #learn-state
-def _rate(rate, done):
-    "Of the part of learning that is done, 0 to 1: half a cosine down to a twentieth"
-    left = (1+math.cos(math.pi*min(done, 1.)))/2
-    return rate*(.05 + .95*left)
-
-# %% ../../nbs/54_reader.ipynb #adam
-class _Adam:
-    "Moments of AdamW, as plain tensors that can be saved"
-    def __init__(self, weights):
-        zeros = {k: torch.zeros_like(v) for k, v in weights.items()}
-        self.mean = zeros
-        self.square = {k: v.clone() for k, v in zeros.items()}
-    @torch.no_grad()
-    def step(self,
-        weights:dict,           # name → tensor, changed in place
-        grads:dict,             # name → gradient
-        n:int,                  # number of the update, from 1
-        rate:float,             # of learning
-        betas:tuple=(.9, .99),  # how slowly the moments forget
-        clip:float=1.,          # largest norm of all gradients together
-        decay:float=.01         # of the weights
-    ):
-        "One update"
-        norm = torch.stack([g.norm() for g in grads.values()]).norm()
-        for k, g in grads.items():
-            g = g*(clip/norm).clamp(max=1.)
-            self.mean[k].lerp_(g, 1-betas[0])
-            self.square[k].lerp_(g*g, 1-betas[1])
-            m = self.mean[k]/(1-betas[0]**n)
-            v = self.square[k]/(1-betas[1]**n)
-            change = m/(v.sqrt()+1e-8) + decay*weights[k]
-            weights[k].sub_(rate*change)
-
-# %% ../../nbs/54_reader.ipynb #learned
-def _learned(reader, adam):
-    "What changes in learning, by the letter it has in a checkpoint"
-    return dict(w=reader.weights, m=adam.mean, s=adam.square)
-
-def _save_learning(path, reader, adam, done):
-    tensors = {}
-    for part, named in _learned(reader, adam).items():
-        tensors |= {f'{part}:{k}': v for k, v in named.items()}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    meta = dict(kind='chronomem.reader.learning', format=1, fingerprint=reader.base, **done)
-    save_tensors(path, tensors, meta)
-
-def _load_learning(path, reader, adam):
-    tensors, done = load_tensors(path, 'chronomem.reader.learning', reader.base)
-    for part, named in _learned(reader, adam).items():
-        for k, v in named.items(): v.copy_(tensors[f'{part}:{k}'])
-    return {k: done[k] for k in ('step', 'seconds', 'losses', 'recipe')}
-
 # %% ../../nbs/54_reader.ipynb #drift
 def _drift(model, reader, chats):
     "KL(model ‖ model with reader) of the words of ordinary chats, nats a token"
@@ -470,13 +418,48 @@ def _evaluating(model):
 # %% ../../nbs/54_reader.ipynb #adapt
 MANY = 10**6   # updates that no learning here ever makes: only minutes end it
 
-def _show_progress(bar, done, minutes):
-    "Move a bar on by one update"
-    bar.update()
-    late = done['losses'][-25:]
+class ReaderTrainer(TrainingLoop):
+    "Trains a reader's weights, and nothing else of the model"
+    kind, counters = 'chronomem.reader.training', ('n', 'seconds', 'losses')
+    def __init__(self,
+        reader:Reader,            # is changed in place
+        step:Callable,            # number of an update, from 1 → gradients by name, and a loss
+        recipe:dict,              # how it is made, as JSON; has `updates` and `rate`
+        minutes:float|None=None,  # end after so many; None: after all updates
+        checkpoint:str|Path|None=None,  # a file; None: none is kept
+        title:str='reading'       # of the progress bar
+    ):
+        super().__init__(dict(recipe, base=reader.base), path=checkpoint)
+        self.reader, self.step, self.minutes, self.title = reader, step, minutes, title
+        self.updates, self.rate = recipe['updates'], recipe['rate']
+        self.total = self.updates if self.updates < MANY else None
+        self.optimizer = torch.optim.AdamW([*reader.weights.values()], betas=(.9, .99), weight_decay=.01)
+        self.losses = []
+    @property
+    def done(self) -> bool: return self.n >= self.updates
+    def weights(self) -> dict: return self.reader.weights
+    def interrupted(self): raise KeyboardInterrupt
+
+# %% ../../nbs/54_reader.ipynb #adapt-update
+@patch
+def update(self:ReaderTrainer) -> dict:
+    "One step on what `step` gives"
+    part = self.n/self.updates
+    if self.minutes: part = max(part, self.seconds/(60*self.minutes))
+    for group in self.optimizer.param_groups: group['lr'] = self.rate*cosine(part)
+    grads, loss = self.step(self.n+1)
+    for k, w in self.reader.weights.items(): w.grad = grads[k]
+    norm = descend(self.optimizer, 1., f'update {self.n}')
+    self.losses = self.losses + [round(loss, 4)]
+    return dict(loss=loss, norm=norm)
+
+@patch
+def shown(self:ReaderTrainer, row:dict) -> dict:
+    "Mean of the last losses, and the time"
+    late = self.losses[-25:]
     shows = dict(loss=f'{sum(late)/len(late):.3f}')
-    if minutes: shows['minutes'] = f"{done['seconds']/60:.1f} of {minutes:g}"
-    bar.set_postfix(**shows)
+    if self.minutes: shows['minutes'] = f'{self.seconds/60:.1f} of {self.minutes:g}'
+    return shows
 
 # %% ../../nbs/54_reader.ipynb #adapt-def
 def adapt(
@@ -490,27 +473,15 @@ def adapt(
     progress:bool=True,          # show a bar
     title:str='reading'          # of the bar
 ) -> Reader:                     # the same, with `losses`
-    "Teach a reader; an interrupt loses at most what came after the last checkpoint"
+    "Train a reader; an interrupt loses at most what came after the last checkpoint"
     reader.fits(model)
-    adam, updates = _Adam(reader.weights), recipe['updates']
-    done = dict(step=0, seconds=0., losses=[], recipe=recipe)
-    if checkpoint and Path(checkpoint).exists(): done = _load_learning(checkpoint, reader, adam)
-    if done['recipe'] != recipe:
-        raise ValueError(f"checkpoint: {checkpoint} was made with {done['recipe']}, expected {recipe}")
-    total = updates if updates < MANY else None
-    with tqdm(total=total, initial=done['step'], desc=title, disable=not progress) as bar:
-        while done['step'] < updates and not (minutes and done['seconds'] >= 60*minutes):
-            begun, n = time.monotonic(), done['step']+1
-            grads, loss = step(n)
-            part = (n-1)/updates
-            if minutes: part = max(part, done['seconds']/(60*minutes))
-            adam.step(reader.weights, grads, n, _rate(recipe['rate'], part))
-            seconds = done['seconds'] + time.monotonic()-begun
-            done |= dict(step=n, seconds=seconds, losses=done['losses'] + [round(loss, 4)])
-            if checkpoint and (n % every == 0 or n == updates): _save_learning(checkpoint, reader, adam, done)
-            _show_progress(bar, done, minutes)
-    reader.losses = done.pop('losses')
-    reader.about = done | dict(bare=not model.trained)
+    trainer = ReaderTrainer(reader, step, recipe, minutes, checkpoint, title)
+    if checkpoint and Path(checkpoint).exists():
+        try: trainer.load()
+        except StateError as e: raise StateError(f'checkpoint: {e}') from None
+    trainer.fit(every=every, progress=progress, minutes=minutes or None)
+    reader.losses = trainer.losses
+    reader.about = dict(step=trainer.n, seconds=trainer.seconds, recipe=recipe, bare=not model.trained)
     return reader
 
 # %% ../../nbs/54_reader.ipynb #learn-to-read

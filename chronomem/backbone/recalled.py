@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from fastcore.basics import patch
 from .adapters import brought
-from .backbone import _is_off, _key
+from .memorylm import _is_off, _key
 from .joined import _looked, joined, store
 from .model import ChronoModel, _use
 from .notes import NOTES, QUOTES

@@ -50,7 +50,7 @@ class DeltaConfig(Config):
     canaries: int = 4          # frames of text whose loss must not rise
     tolerance: float = .05     # by how much it may
     press: float = 1.5         # factor of the anchor's weight, each time it does; 1: never
-    every: int = 8             # frames between two looks at the canaries
+    every: int = 8             # frames between two evaluations of the canaries
     window: int = 8            # frames over which a rollback is decided
     worse: float = .3          # nats a token above the base, over a window, that mean harm; 0: no rollback
     save_every: int = 16       # frames between two saved states

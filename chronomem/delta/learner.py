@@ -7,13 +7,18 @@ __all__ = ['DeltaLearner']
 
 # %% ../../nbs/63_learner.ipynb #imports
 import contextlib, json, math, os, threading, weakref
+from copy import deepcopy
+from pathlib import Path
+from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from tensordict import TensorDict
 from ..backbone.adapters import added
+from ..backbone.fit import adamw_step
 from ..backbone.model import ChronoModel, _use
-from ..core import DirLock, StateError, WallClock, _own_dir, atomic_write, generator, load_tensors, save_tensors
-from .delta import Adapters, DeltaConfig, adamw, batch, clip, disagreement, divergence, hide, latent_error, nats, row_mean, soft_embeddings, step_size, td_error
+from ..core import Clock, DirLock, StateError, WallClock, _own_dir, atomic_write, generator, load_tensors, save_tensors
+from .delta import (Adapters, DeltaConfig, batch, clip, disagreement, divergence, hide, latent_error, nats, row_mean,
+                                   soft_embeddings, step_size, td_error)
 from .guards import Harm, may_update, press, rise
 from .replay import draw, empty_replay, fetch, store_frame
 from ..then.home import home_dir, memory_dir
@@ -23,28 +28,37 @@ _KEEPS = 'frame context rank head capacity anchors canaries seed'.split()   # se
 
 def _extras(c, d, device):
     "Weights of the terms that need some"
-    z = lambda *s: torch.zeros(*s, device=device)
-    return (dict(zip(('latent/W', 'latent/b'), (z(d, d), z(d)))) if c.latent else {}) | (dict(zip(('value/w', 'value/b'), (z(1, d), z(1)))) if c.value else {})
+    shapes = {}
+    if c.latent: shapes |= {'latent/W': (d, d), 'latent/b': (d,)}
+    if c.value: shapes |= {'value/w': (1, d), 'value/b': (1,)}
+    return {k: torch.zeros(s, device=device) for k, s in shapes.items()}
 
 def _fresh(c, first):
     "Tensors of a learner that has read nothing"
-    copies = lambda f: TensorDict({k: f(v) for k, v in first.items()})
-    td = TensorDict(weights=copies(torch.clone), mean=copies(torch.zeros_like), square=copies(torch.zeros_like), replay=empty_replay(c.capacity, c.context, c.frame))
+    def copies(f): return TensorDict({k: f(v) for k, v in first.items()})
+    replay = empty_replay(c.capacity, c.context, c.frame)
+    td = TensorDict(weights=copies(torch.clone), mean=copies(torch.zeros_like), square=copies(torch.zeros_like), replay=replay)
     if c.ema: td['teacher'] = copies(torch.clone)
     return td
 
-def _numbers(c): return dict(t=0, tokens=0, bytes=0, texts=0, updates=0, usual=0., anchor=c.anchor, rollbacks=0, harm=[], times=[], waiting=[], context=[])
+def _numbers(c):
+    "Counters and short lists of a learner that has read nothing, as JSON"
+    counts = dict(t=0, tokens=0, bytes=0, texts=0, updates=0, rollbacks=0)
+    return counts | dict(usual=0., anchor=c.anchor, harm=[], times=[], waiting=[], context=[])
 
 # %% ../../nbs/63_learner.ipynb #anchor
 def _sampled(model, n, length, seed):
     "What the model says of itself, [n,length]"
-    start, gen = model.head or [model.tokenizer.eos_token_id or 0], generator(seed, 'anchor')   # of its own, as other threads draw too
+    start = model.head or [model.tokenizer.eos_token_id or 0]
+    gen = generator(seed, 'anchor')   # of its own, as other threads draw too
     x = seen = torch.tensor([start]*n, device=model.device)
     past, bare = None, model.lm.bare
     with _use(model), added('learner', model.lm, {}, None):
         for _ in range(length):
-            out = bare(input_ids=x, use_cache=True) if past is None else bare(input_ids=x, past_key_values=past, use_cache=True)
-            past, p = getattr(out, 'past_key_values', None), out.logits[:, -1].float().softmax(-1).cpu()
+            cache = {} if past is None else dict(past_key_values=past)
+            out = bare(input_ids=x, use_cache=True, **cache)
+            past = getattr(out, 'past_key_values', None)
+            p = out.logits[:, -1].float().softmax(-1).cpu()                     # [n,V]
             p[:, sorted(model.control)] = 0.
             new = torch.multinomial(p, 1, generator=gen).to(seen)
             seen = torch.cat([seen, new], 1)
@@ -53,7 +67,8 @@ def _sampled(model, n, length, seed):
 
 def _cut(model, texts, n, length):
     "Frames of texts, [n,length], spread over all of them"
-    ids = [i for t in ([texts] if isinstance(texts, str) else texts) for i in _spelled(model, t)[0]]
+    texts = [texts] if isinstance(texts, str) else texts
+    ids = [i for text in texts for i in _spelled(model, text)[0]]
     if len(ids) < length: raise ValueError(f'anchor: expected texts of at least {length} tokens, got {len(ids)}')
     starts = torch.linspace(0, len(ids)-length, n).long().tolist()
     return torch.tensor([ids[a:a+length] for a in starts], device=model.device)
@@ -74,15 +89,17 @@ class DeltaLearner:
     def __init__(self,
         model:ChronoModel,       # shared; it isn't changed
         user:str,                # whose weights
-        home=None,               # directory of all users; None: `CHRONOMEM_HOME`, or `~/.chronomem`
-        config:DeltaConfig=None, # how to learn; None: as it was saved, or `DeltaConfig()`
-        anchor=None,             # texts that stand for what the base model knows; None: it is asked
-        canaries=None,           # texts whose loss must not rise; None: some of the anchor's
-        clock=None,              # tells when an update was; None: wall clock
+        home:str|Path|None=None, # directory of all users; None: `CHRONOMEM_HOME`, or `~/.chronomem`
+        config:DeltaConfig|None=None,   # how to learn; None: as it was saved, or `DeltaConfig()`
+        anchor:str|list|None=None,      # texts that stand for what the base model knows; None: it is asked
+        canaries:str|list|None=None,    # texts whose loss must not rise; None: some of the anchor's
+        clock:Clock|None=None,   # tells when an update was; None: wall clock
         incognito:bool=False     # nothing ever touches the disk
     ):
-        self.model, self.user, self.home, self.incognito, self.clock = model, user, home_dir(home), incognito, clock or WallClock()
-        self.dir, self.closed, self._busy, self._pid, self._lock = None, False, threading.RLock(), os.getpid(), None
+        self.model, self.user, self.home, self.incognito = model, user, home_dir(home), incognito
+        self.clock = clock or WallClock()
+        self.dir, self.closed, self._lock = None, False, None
+        self._busy, self._pid = threading.RLock(), os.getpid()
         self.queue, self.sizes, self.passes = [], [], 0.
         if not incognito: self._claim()
         try: self._begin(config, anchor, canaries)
@@ -91,7 +108,9 @@ class DeltaLearner:
             raise
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
-    def __repr__(self): return f'DeltaLearner({self.user!r}, t={self.t}, {self.n["updates"]} updates{", incognito"*self.incognito}{", closed"*self.closed})'
+    def __repr__(self):
+        flags = ', incognito'*self.incognito + ', closed'*self.closed
+        return f'DeltaLearner({self.user!r}, t={self.t}, {self.n["updates"]} updates{flags})'
     @property
     def t(self): return self.n['t']          # frames read
     @property
@@ -101,8 +120,8 @@ class DeltaLearner:
 @patch
 def learner(self:ChronoModel,
     user:str,                # whose weights
-    home=None,               # directory of all users
-    config:DeltaConfig=None, # how to learn
+    home:str|Path|None=None, # directory of all users
+    config:DeltaConfig|None=None, # how to learn
     **kw                     # for `DeltaLearner`: anchor, canaries, clock, incognito
 ) -> DeltaLearner:
     "Open what a person's learner knows, or begin"
@@ -113,7 +132,8 @@ def learner(self:ChronoModel,
 def _claim(self:DeltaLearner):
     "Make the directory and lock it"
     memory = memory_dir(self.home, self.user, self.model.name)
-    if not (memory/'manifest.json').exists() and hasattr(self.model, 'session'): self.model.session(self.user, self.home).close()   # so that the memory has its owner's name
+    if not (memory/'manifest.json').exists() and hasattr(self.model, 'session'):
+        self.model.session(self.user, self.home).close()   # so that the memory has its owner's name
     self.dir = memory/'learner'
     _own_dir(self.dir, True)
     self._lock = DirLock(self.dir).acquire()
@@ -164,14 +184,15 @@ _LEARNED = 'updates usual anchor waiting'.split()   # numbers that belong to wha
 @patch
 def _copy(self:DeltaLearner):
     "All that learning changes"
-    return dict(state=self.state.clone(), gen=self.gen.get_state().clone(), n={k: json.loads(json.dumps(self.n[k])) for k in _LEARNED})
+    numbers = {k: deepcopy(self.n[k]) for k in _LEARNED}
+    return dict(state=self.state.clone(), gen=self.gen.get_state().clone(), n=numbers)
 
 @patch
 def _restore(self:DeltaLearner, copy):
     "Go back to a copy, which stays as it is"
     self.state = copy['state'].clone()
     self.gen.set_state(copy['gen'].clone())
-    self.n |= json.loads(json.dumps(copy['n']))
+    self.n |= deepcopy(copy['n'])
 
 # %% ../../nbs/63_learner.ipynb #pass
 @patch
@@ -195,32 +216,38 @@ def _canaries(self:DeltaLearner, weights):
 @patch
 def _feature_terms(self:DeltaLearner, w, x, y, out, loss):
     "Latent delta and value: what the context's features say about the frame's"
-    c, h, k = self.config, out.hidden_states[-1].float(), y != -100
-    start = int(k[0].nonzero()[0])
+    c, h = self.config, out.hidden_states[-1].float()                # [1,L,d]
+    start = int((y[0] != -100).nonzero()[0])
     if not start: return 0.
-    before, now = h[:, :start].mean(1), h[:, start:].mean(1)
+    before, now = h[:, :start].mean(1), h[:, start:].mean(1)         # [1,d]
     total = 0.
     if c.latent: total = total + c.latent*latent_error(before, now, w['latent/W'], w['latent/b'])
-    if c.value: total = total + c.value*td_error(before, now, (loss.detach()-self.n['usual'])[None], w['value/w'], w['value/b'], c.discount)
+    if c.value:
+        reward = (loss.detach()-self.n['usual'])[None]
+        total = total + c.value*td_error(before, now, reward, w['value/w'], w['value/b'], c.discount)
     return total
 
 @patch
 def _teacher_term(self:DeltaLearner, w, x, y, logits):
     "The slow copy reads the real frame, the model the one it predicted"
-    lm, k = self.model.lm, y != -100
-    emb = lm.embed(x)
-    soft, follows = soft_embeddings(lm, logits), torch.roll(k, 1, 1)
+    lm = self.model.lm
+    emb, soft = lm.embed(x), soft_embeddings(lm, logits)             # [1,L,d]
+    follows = torch.roll(y != -100, 1, 1)
     follows[:, 0] = False
-    emb = torch.where(follows[..., None], torch.roll(soft, 1, 1).to(emb.dtype), emb)
+    predicted = torch.roll(soft, 1, 1).to(emb.dtype)
+    emb = torch.where(follows[..., None], predicted, emb)
     teacher = self._pass(x, self.state['teacher'], features=True).hidden_states[-1]
-    return disagreement(self._pass(x, w, True, True, emb).hidden_states[-1], teacher, y)
+    student = self._pass(x, w, True, True, emb).hidden_states[-1]
+    return disagreement(student, teacher, y)
 
 @patch
 def _anchor_term(self:DeltaLearner, w):
     "KL to the base on one frame of anchor text"
     i = int(torch.randint(len(self.anchor), (1,), generator=self.gen))
-    x, y = batch([([], self.anchor[i].tolist())], self.model.device)
-    return divergence(self._pass(x).logits, self._pass(x, w, True).logits, y)
+    frame = self.anchor[i].tolist()
+    x, y = batch([([], frame)], self.model.device)
+    base, now = self._pass(x).logits, self._pass(x, w, True).logits
+    return divergence(base, now, y)
 
 # %% ../../nbs/63_learner.ipynb #replay-term
 @patch
@@ -229,58 +256,81 @@ def _replay_term(self:DeltaLearner, w):
     c, memory = self.config, self.state['replay']
     i, weight = draw(memory, c.replay, self.gen, c.priority, c.correct)
     if not len(i): return 0.
-    x, y = batch([fetch(memory, int(j)) for j in i], self.model.device)
+    frames = [fetch(memory, int(j)) for j in i]
+    x, y = batch(frames, self.model.device)
     loss = row_mean(nats(self._pass(x, w, True).logits, y), y)
     memory['loss'][i] = loss.detach().cpu().double()
     return (loss*weight.to(loss)).mean()
 
+class _Loss(NamedTuple):
+    "What an update minimises, and what is told of it"
+    total: torch.Tensor
+    frame: float      # Loss on the frame alone, nats a token
+    entropy: float    # Of its predictions, mean, nats
+    kl: float|None    # To the base on anchor text
+
 @patch
 def _loss(self:DeltaLearner, w, pair, out=None, base=None):
-    "Everything that is switched on, and the loss and mean entropy on the frame alone"
+    "Everything that is switched on"
     c, (x, y) = self.config, batch([pair[:2]], self.model.device)
     features = bool(c.latent or c.value)
-    if out is None: out = self._pass(hide(x, c.hide, self.gen) if c.hide else x, w, True, features)
+    if out is None:
+        read = hide(x, c.hide, self.gen) if c.hide else x
+        out = self._pass(read, w, True, features)
     loss = row_mean(nats(out.logits, y), y)[0]
     total, kl = loss + self._replay_term(w), None
     if c.anchor:
         kl = self._anchor_term(w)
         total = total + self.n['anchor']*kl
-    if c.stream_kl: total = total + c.stream_kl*divergence(self._pass(x).logits if base is None else base, out.logits, y)
+    if c.stream_kl:
+        base = self._pass(x).logits if base is None else base
+        total = total + c.stream_kl*divergence(base, out.logits, y)
     if c.ema: total = total + c.ema*self._teacher_term(w, x, y, out.logits)
     if features: total = total + self._feature_terms(w, x, y, out, loss)
-    q = out.logits[y != -100].float().log_softmax(-1).detach()
-    return total, loss.item(), float(-(q.exp()*q).sum(-1).mean()), None if kl is None else kl.item()
+    q = out.logits[y != -100].float().log_softmax(-1).detach()       # [k,V]
+    entropy = -(q.exp()*q).sum(-1).mean()
+    return _Loss(total, loss.item(), float(entropy), None if kl is None else kl.item())
 
 # %% ../../nbs/63_learner.ipynb #learn
 @patch
 def _learn(self:DeltaLearner, w, pair, out=None, base=None):
     "One update from one frame; what was done, for the log"
     c, n, s = self.config, self.n, self.state
-    with torch.enable_grad(): total, loss, H, kl = self._loss(w, pair, out, base)
-    got = torch.autograd.grad(total, [*w.values()], allow_unused=True)
+    with torch.enable_grad(): loss = self._loss(w, pair, out, base)
+    got = torch.autograd.grad(loss.total, [*w.values()], allow_unused=True)
     grads = {k: g for k, g in zip(w, got) if g is not None}
     norm = clip(grads, c.clip)
-    done = dict(learned=pair[4], gate=None, norm=None, kl=kl)
+    done = dict(learned=pair[4], gate=None, norm=None, kl=loss.kl)
     if not math.isfinite(norm): return done
     n['updates'] += 1
-    gate = step_size(c.gate, loss, H, n['usual'] or loss, self.model.lm.lm.get_input_embeddings().weight.shape[0])
-    adamw(s['weights'], s['mean'], s['square'], self.first, grads, n['updates'], c.rate*gate, c.decay, c.betas)
+    vocabulary = self.model.lm.lm.get_input_embeddings().weight.shape[0]
+    gate = step_size(c.gate, loss.frame, loss.entropy, n['usual'] or loss.frame, vocabulary)
+    adamw_step(s['weights'], s['mean'], s['square'], grads, n['updates'], c.rate*gate, c.betas, c.decay, self.first)
     if c.ema:
         for k, v in s['teacher'].items(): v.lerp_(s['weights'][k], 1-c.ema_decay)
-    n['usual'] = .95*n['usual'] + .05*loss if n['usual'] else loss
-    if c.replay: store_frame(s['replay'], pair[0], pair[1], pair[4], loss, pair[3], self.gen)
+    n['usual'] = .95*n['usual'] + .05*loss.frame if n['usual'] else loss.frame
+    if c.replay: store_frame(s['replay'], pair[0], pair[1], pair[4], loss.frame, pair[3], self.gen)
     return done | dict(gate=gate, norm=norm)
 
 # %% ../../nbs/63_learner.ipynb #score
+class _Score(NamedTuple):
+    "A frame under the weights of now and under the base"
+    context: list     # Ids before it
+    total: float      # Nats under the weights of now
+    base: float       # Nats under the base
+    tokens: int       # That were predicted
+    seen: tuple       # Both predictions, if they can be learned from, else (None, None)
+
 @patch
 def _score(self:DeltaLearner, frame, live):
-    "Sums of nats of a frame under the weights of now and under the base; both predictions, if they can be learned from"
     c, context = self.config, self.n['context'] or list(self.model.head)
     x, y = batch([(context, frame)], self.model.device)
-    use = not (c.delay or c.hide)
-    out = self._pass(x, live, use, use and bool(c.latent or c.value))
+    learns = not (c.delay or c.hide)
+    out = self._pass(x, live, learns, learns and bool(c.latent or c.value))
     base = self._pass(x).logits
-    return context, nats(out.logits.detach(), y).sum().item(), nats(base, y).sum().item(), int((y != -100).sum()), (out, base) if use else (None, None)
+    total, base_total = nats(out.logits.detach(), y).sum().item(), nats(base, y).sum().item()
+    seen = (out, base) if learns else (None, None)
+    return _Score(context, total, base_total, int((y != -100).sum()), seen)
 
 # %% ../../nbs/63_learner.ipynb #guard
 @patch
@@ -298,7 +348,7 @@ def _guard(self:DeltaLearner, loss, base):
 
 @patch
 def _watch(self:DeltaLearner):
-    "Look at the canaries; the anchor's weight follows. By what share they rose, None if they weren't looked at"
+    "Evaluate the canaries; the anchor's weight follows. By what share they rose, None if they weren't evaluated"
     c, n = self.config, self.n
     if not len(self.canary) or n['t'] % c.every: return None
     risen = rise(self._canaries(self.state['weights']), self.canary_base)
@@ -306,33 +356,41 @@ def _watch(self:DeltaLearner):
     return risen
 
 # %% ../../nbs/63_learner.ipynb #step
-@patch
-def _step(self:DeltaLearner, frame, size):
-    c, n, self.passes = self.config, self.n, 0.
-    live = {k: v.detach().requires_grad_() for k, v in self.state['weights'].items()}
-    with _use(self.model):
-        context, total, base, k, seen = self._score(frame, live)
-        blind = 0. if context else math.log(self.model.lm.lm.get_input_embeddings().weight.shape[0])
-        loss, base_loss = total/max(k, 1), base/max(k, 1)
-        back = self._guard(loss, base_loss)
-        n['waiting'].append([context, frame, loss, base_loss, n['t']])
-        done = dict(learned=None, gate=None, norm=None, kl=None)
-        if len(n['waiting']) > c.delay:
-            pair = n['waiting'].pop(0)
-            if c.rate and k and not back and may_update(n['times'], self.clock.now(), c.per_minute): done = self._learn(live, pair, *seen)
-        risen = self._watch()
-    n['t'], n['tokens'], n['bytes'] = n['t']+1, n['tokens']+len(frame), n['bytes']+size
-    n['context'] = (n['context']+frame)[-c.context:] if c.context else []
-    bits = lambda x: (x+blind)/math.log(2)/max(size, 1)
-    row = dict(t=n['t']-1, tokens=len(frame), bytes=size, loss=loss, base=base_loss, bpb=bits(total), base_bpb=bits(base), **done,
-               canary=risen, anchor=n['anchor'], rolled_back=back, passes=round(self.passes, 2))
+def _jsonable(row):
+    "A row without what JSON doesn't know"
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 @patch
+def _step(self:DeltaLearner, frame, size):
+    "Score a frame, learn from the one that is due, count"
+    c, n, self.passes = self.config, self.n, 0.
+    live = {k: v.detach().requires_grad_() for k, v in self.state['weights'].items()}
+    with _use(self.model):
+        score = self._score(frame, live)
+        loss, base = score.total/max(score.tokens, 1), score.base/max(score.tokens, 1)
+        back = self._guard(loss, base)
+        n['waiting'].append([score.context, frame, loss, base, n['t']])
+        done = dict(learned=None, gate=None, norm=None, kl=None)
+        if len(n['waiting']) > c.delay:
+            pair = n['waiting'].pop(0)
+            may = c.rate and score.tokens and not back
+            if may and may_update(n['times'], self.clock.now(), c.per_minute): done = self._learn(live, pair, *score.seen)
+        risen = self._watch()
+    vocabulary = self.model.lm.lm.get_input_embeddings().weight.shape[0]
+    blind = 0. if score.context else math.log(vocabulary)   # the first token of all is not predicted
+    def bits(nats): return (nats+blind)/math.log(2)/max(size, 1)
+    row = dict(t=n['t'], tokens=len(frame), bytes=size, loss=loss, base=base, bpb=bits(score.total), base_bpb=bits(score.base))
+    row |= done | dict(canary=risen, anchor=n['anchor'], rolled_back=back, passes=round(self.passes, 2))
+    n['t'], n['tokens'], n['bytes'] = n['t']+1, n['tokens']+len(frame), n['bytes']+size
+    n['context'] = (n['context']+frame)[-c.context:] if c.context else []
+    return _jsonable(row)
+
+# %% ../../nbs/63_learner.ipynb #step-fn
+@patch
 def step(self:DeltaLearner,
-    ids,           # a frame, as ids
-    size:int=None  # bytes it stands for; None: of its text
-) -> dict:         # what is logged of it
+    ids:list|torch.Tensor, # a frame, as ids
+    size:int|None=None     # bytes it stands for; None: of its text
+) -> dict:                 # what is logged of it
     "Score a frame, then learn"
     with self._alone():
         frame = [int(i) for i in ids]
@@ -357,7 +415,7 @@ def _next(self:DeltaLearner, least):
 
 @patch
 def stream(self:DeltaLearner,
-    texts=()  # a text, or texts, as they come
+    texts:str|list=()  # a text, or texts, as they come
 ):            # yields a dict for each frame
     "Read texts; a frame is learned when its row is asked for"
     waiting = self.config.frame
@@ -372,7 +430,7 @@ def stream(self:DeltaLearner,
 
 @patch
 def feed(self:DeltaLearner,
-    texts,           # a text, or texts
+    texts:str|list,  # a text, or texts
     rest:bool=False  # read what is shorter than a frame too
 ) -> list:           # a dict for each frame
     "Read texts to their end"
@@ -396,11 +454,14 @@ def save(self:DeltaLearner):
     "Write all state to disk, in one step"
     with self._alone():
         if self.incognito: raise StateError('incognito: nothing is ever saved')
-        ints = lambda x: torch.tensor(x, dtype=torch.int32)
-        lists = dict(queue=ints(self.queue), sizes=ints(self.sizes), anchor=self.anchor.int(), canary=self.canary.int(), gen=self.gen.get_state(), good_gen=self.good['gen'])
-        meta = dict(kind='chronomem.learner', format=1, fingerprint=self.model.fingerprint, owner=self.owner, config=self.config.to_dict(),
-                    numbers=self.n, good=self.good['n'], canary_base=self.canary_base)
-        save_tensors(self.dir/'state.safetensors', _flat('state', self.state) | _flat('good', self.good['state']) | lists, meta)
+        queue, sizes = (torch.tensor(x, dtype=torch.int32) for x in (self.queue, self.sizes))
+        lists = dict(queue=queue, sizes=sizes, anchor=self.anchor.int(), canary=self.canary.int())
+        chance = dict(gen=self.gen.get_state(), good_gen=self.good['gen'])
+        states = _flat('state', self.state) | _flat('good', self.good['state'])
+        who = dict(fingerprint=self.model.fingerprint, owner=self.owner, config=self.config.to_dict())
+        numbers = dict(numbers=self.n, good=self.good['n'], canary_base=self.canary_base)
+        meta = dict(kind='chronomem.learner', format=1) | who | numbers
+        save_tensors(self.dir/'state.safetensors', states | lists | chance, meta)
 
 @patch(as_prop=True)
 def owner(self:DeltaLearner): return '/'.join(self.dir.parts[-3:-1])
@@ -409,7 +470,8 @@ def owner(self:DeltaLearner): return '/'.join(self.dir.parts[-3:-1])
 def _log(self:DeltaLearner, row):
     "A line of numbers, and at times the state"
     if self.incognito: return
-    with open(self.dir/'metrics.jsonl', 'a', opener=lambda p, f: os.open(p, f, 0o600)) as f: f.write(json.dumps(row) + '\n')
+    def private(path, flags): return os.open(path, flags, 0o600)
+    with open(self.dir/'metrics.jsonl', 'a', opener=private) as f: f.write(json.dumps(row) + '\n')
     if self.t % self.config.save_every == 0: self.save()
 
 # %% ../../nbs/63_learner.ipynb #load
@@ -418,21 +480,31 @@ def _nested(name, tensors, device):
     td['replay'] = td['replay'].cpu()
     return td
 
+def _check_settings(config, saved):
+    "Raise `StateError` where a wanted setting can't replace the stored one"
+    for k in _KEEPS:
+        want, got = getattr(saved, k), getattr(config, k)
+        if got != want: raise StateError(f'config.{k}: expected {want!r}, as this learner was begun, got {got!r}')
+    for k in ('ema', 'latent', 'value'):
+        want, got = getattr(saved, k), getattr(config, k)
+        if bool(got) != bool(want):
+            raise StateError(f'config.{k}: it has weights of its own and can only be chosen at the beginning; expected {want!r}, got {got!r}')
+
+# %% ../../nbs/63_learner.ipynb #load-fn
 @patch
 def _load(self:DeltaLearner, path, config):
     "Take up what was saved"
     t, meta = load_tensors(path, 'chronomem.learner', self.model.fingerprint)
     if meta['owner'] != self.owner: raise StateError(f'{path} is of another person or model: move it away to begin anew')
     saved = DeltaConfig.from_dict(meta['config'])
-    for k in _KEEPS if config else ():
-        if getattr(config, k) != getattr(saved, k): raise StateError(f'config.{k}: expected {getattr(saved, k)!r}, as this learner was begun, got {getattr(config, k)!r}')
-    for k in ('ema', 'latent', 'value') if config else ():
-        if bool(getattr(config, k)) != bool(getattr(saved, k)): raise StateError(f'config.{k}: it has weights of its own and can only be chosen at the beginning; expected {getattr(saved, k)!r}, got {getattr(config, k)!r}')
+    if config: _check_settings(config, saved)
     self._prepare(config or saved)
-    self.state, self.n, dev = _nested('state', t, self.model.device), meta['numbers'], self.model.device
-    self.good = dict(state=_nested('good', t, dev), gen=t['good_gen'], n=meta['good'])
+    device = self.model.device
+    self.state, self.n = _nested('state', t, device), meta['numbers']
+    self.good = dict(state=_nested('good', t, device), gen=t['good_gen'], n=meta['good'])
     self.queue, self.sizes = t['queue'].tolist(), t['sizes'].tolist()
-    self.anchor, self.canary, self.canary_base = t['anchor'].long().to(dev), t['canary'].long().to(dev), meta['canary_base']
+    self.anchor, self.canary = t['anchor'].long().to(device), t['canary'].long().to(device)
+    self.canary_base = meta['canary_base']
     self.gen = torch.Generator()
     self.gen.set_state(t['gen'])
     self._cut_log()
@@ -441,11 +513,12 @@ def _load(self:DeltaLearner, path, config):
 def _cut_log(self:DeltaLearner):
     "Let go of lines about frames that will be read again"
     keep = [r for r in self.metrics if r['t'] < self.t]
-    if (self.dir/'metrics.jsonl').exists(): atomic_write(self.dir/'metrics.jsonl', ''.join(json.dumps(r) + '\n' for r in keep).encode())
+    path = self.dir/'metrics.jsonl'
+    if path.exists(): atomic_write(path, ''.join(json.dumps(r) + '\n' for r in keep).encode())
 
 # %% ../../nbs/63_learner.ipynb #metrics
 def _rows(text):
-    "Whole lines of a log whose end may be torn"
+    "Complete lines of a log whose end may be torn"
     for line in text.splitlines():
         with contextlib.suppress(ValueError): yield json.loads(line)
 

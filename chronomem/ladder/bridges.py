@@ -8,7 +8,7 @@ __all__ = ['BRIDGES', 'HierBridge', 'AttentionBridge']
 # %% ../../nbs/25_bridges.ipynb #imports
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
-from .ladder import mlp_bridge
+from .rungs import mlp_bridge
 
 # %% ../../nbs/25_bridges.ipynb #hier
 class HierBridge(nn.Module):
@@ -40,7 +40,7 @@ def forward(self:HierBridge,
 
 # %% ../../nbs/25_bridges.ipynb #attention
 class AttentionBridge(nn.Module):
-    "A look at the hidden state and every slot"
+    "Attention to the hidden state and every slot"
     def __init__(self,
         sizes:list,   # Widths of the parts of what a rung sees: hidden state, each rung's slots, all else
         slots:tuple,  # Slots of each of those rungs

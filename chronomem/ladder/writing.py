@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import Config
-from .ladder import CadenceLadder, WriteDecision, LadderState, Now, Rung, WriteLog, Writing
+from .ladder import CadenceLadder, LadderState, WriteLog
+from .rungs import WriteDecision, Now, Rung, Writing
 
 # %% ../../nbs/21_writing.ipynb #surprise
 def _live_mean(x, mask): return (x*mask).sum(1)/mask.sum(1).clamp(min=1)
@@ -78,7 +79,7 @@ class WritingConfig(Config):
     when: tuple[str, ...] = ()   # Policy of each rung; empty: the clock for all
     gated: bool = True           # Must the learned gate agree?
     score: str = 'novelty'       # What surprise is: the model's own 'hint', 'novelty' or 'reconstruction' error
-    margin: float = 1.25         # Surprising is what exceeds so many usual scores
+    margin: float = 1.25         # Surprising is what exceeds so many running medians
     promote: int = 0             # Slower rungs that a surprised one lets write early, at most 2
     cooldown: float = .5         # Cadences since its last write before a rung may be promoted
     novel: float = .5            # Novelty that is news
@@ -129,7 +130,7 @@ def fields(self:Policies,
     s:int,  # Slots of a rung
     d:int   # Width of its latents
 ) -> dict:  # Name -> (shape, fill)
-    "The running median, and what each slot was looked at"
+    "The running median, and how much each slot was read"
     notes = {}
     if self.scored: notes['usual'] = ((), 0.)
     if self.config.evict == 'unread': notes['reads'] = ((s,), 0.)
@@ -144,7 +145,7 @@ def begin(self:Policies,
     h:torch.Tensor,          # Normalised hidden state, [B,d_in]
     hint:torch.Tensor|None   # How surprised the model was, [B]
 ) -> tuple:                  # (rungs, `Now`)
-    "Looks are counted; nobody is promoted yet"
+    "Attention reads are counted; nobody is promoted yet"
     if self.config.evict == 'unread':
         rungs = [ladder.reading.count(r, s, t, h) for r, s in zip(ladder.rungs.values(), rungs)]
     if hint is None and self.wants_hint:
@@ -171,7 +172,7 @@ def about(self:Policies,
     s:dict,     # Its state
     now:Now     # What this inference's decisions share
 ) -> tuple:     # One [B,2], or none
-    "How new the raw content is, and the log of its score over the usual"
+    "How new the raw content is, and the log of its score over the running median"
     if not self.config.feed: return ()
     raw = rung.norm(rung.skip(now.h))                                # [B,D]
     new = novelty(raw, s['z'], s['born'])                            # [B]
@@ -239,7 +240,7 @@ def least_used(
     t:torch.Tensor       # Clock, [B]
 ) -> torch.Tensor:       # [B]
     "The slot to give up: old and seldom read, or empty"
-    rate = (reads+1.)/(1.+t[:, None]-born)  # looks per inference, [B,S]
+    rate = (reads+1.)/(1.+t[:, None]-born)  # reads per inference, [B,S]
     return rate.masked_fill(born < 0, -1.).argmin(1)
 
 # %% ../../nbs/21_writing.ipynb #slot
@@ -249,7 +250,7 @@ def slot(self:Policies,
     s:dict,          # Its state
     t:torch.Tensor   # Clock, [B]
 ) -> torch.Tensor:   # [B]
-    "The least used slot if looks are counted, else the oldest"
+    "The least used slot if reads are counted, else the oldest"
     return least_used(s['reads'], s['born'], t) if 'reads' in s else s['born'].argmin(1)
 
 @patch
@@ -259,7 +260,7 @@ def wrote(self:Policies,
     x:torch.Tensor,     # What the rung saw, [B,n]
     held:torch.Tensor   # What was in the slot, [B,D]
 ) -> dict:
-    "As the plain rule; looks are counted from the write on"
+    "As the plain rule; reads are counted from the write on"
     s = Writing.wrote(self, s, open, x, held)
     return dict(s, reads=s['reads'].masked_fill(open, 0.)) if 'reads' in s else s
 
@@ -284,7 +285,7 @@ def collect(
 # %% ../../nbs/21_writing.ipynb #reinforce
 def reinforce(
     log:WriteLog,        # [B,T,R], of a scan with gate='sample'
-    reward:torch.Tensor  # What became of each life, [B]
+    reward:torch.Tensor  # What became of each episode, [B]
 ) -> torch.Tensor:       # A scalar loss; the gates' gradient only
     "Minus the policy gradient's surrogate; for gates that decide alone, not together with surprise or novelty"
     if len(reward) < 2:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import Config
-from .tasks import TASKS, VOCAB, Episode, pack, steer, _noise, _symbols, _told
+from ..backbone.episodes import Episode, pack
+from .tasks import TASKS, VOCAB, steer, _noise, _symbols, _told
 
 # %% ../../nbs/76_agents.ipynb #keyboard
 MOVES = tuple(VOCAB.names[i] for i in VOCAB.move)
@@ -156,7 +157,7 @@ def _play(env):
 
 # %% ../../nbs/76_agents.ipynb #naming
 def naming(
-    batch:int,                    # Lives
+    batch:int,                    # Episodes
     noise:int,                    # Other screens scattered over the episode
     generator:torch.Generator,    # Draws everything
     keyboard:Keyboard=Keyboard(), # The screen
@@ -182,7 +183,7 @@ def naming(
 
 # %% ../../nbs/76_agents.ipynb #choose
 class _Life:
-    "A batch of lives in progress: writes inferences, draws other screens, chooses actions"
+    "A batch of episodes in progress: writes inferences, draws other screens, chooses actions"
     def __init__(self, model, B, generator, split):
         self.model, self.B = model, B
         self.g, self.split = generator, split
@@ -235,7 +236,7 @@ def spell(
 
 # %% ../../nbs/76_agents.ipynb #intent
 def hidden_intent(
-    batch:int,                  # Lives, a multiple of goals
+    batch:int,                  # Episodes, a multiple of goals
     noise:int,                  # Noise inferences between log and question
     generator:torch.Generator,  # Draws everything
     goals:int=2,                # Goals and actions, 2 to 16
@@ -294,7 +295,7 @@ def _actions(G, n, split, g):
 
 # %% ../../nbs/76_agents.ipynb #personality
 def personality(
-    batch:int,                  # Lives, a multiple of kinds
+    batch:int,                  # Episodes, a multiple of kinds
     noise:int,                  # Noise inferences before each choice
     generator:torch.Generator,  # Draws everything
     kinds:int=4,                # Kinds of items, 2 or 4

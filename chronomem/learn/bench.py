@@ -12,21 +12,22 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import generator
 from ..ladder.ladder import LadderConfig
-from ..ladder.whole import LadderRules, make_ladder
-from .tasks import VOCAB, unroll
+from ..ladder.build import LadderOptions, build_ladder
+from ..backbone.episodes import unroll
+from .tasks import VOCAB
 from .train import TrainConfig, Trainer
 
 # %% ../../nbs/78_bench.ipynb #model
 class Bench(nn.Module):
-    "Fixed words, a memory, and one look at its soft tokens"
+    "Fixed words, a memory, and one attention over its soft tokens"
     def __init__(self,
         ladder:LadderConfig,             # Shape of the memory
-        rules:LadderRules|None=None,     # How it behaves
+        rules:LadderOptions|None=None,     # How it behaves
         seed:int=0,                      # Of words and weights
         d:int=64,                        # Width of soft tokens
         word:int=16,                     # Of a word's vector
         width:int=8,                     # Longest line, in tokens
-        heads:int=4                      # Of the look
+        heads:int=4                      # Of that attention
     ):
         super().__init__()
         torch.manual_seed(seed)
@@ -34,7 +35,7 @@ class Bench(nn.Module):
         hidden, line = 2*d, width*word
         words = torch.randn(len(VOCAB), word)
         self.register_buffer('words', words.index_fill(0, torch.tensor(VOCAB.pad), 0.))
-        self.memory = make_ladder(ladder, rules or LadderRules(), line, d)
+        self.memory = build_ladder(ladder, rules or LadderOptions(), line, d)
         self.query = nn.Sequential(nn.Linear(line, hidden), nn.GELU(), nn.Linear(hidden, d))
         self.norm, self.key, self.value = nn.LayerNorm(d), nn.Linear(d, d), nn.Linear(d, d)
         self.out = nn.Sequential(nn.LayerNorm(2*d), nn.Linear(2*d, hidden), nn.GELU(), nn.Linear(hidden, len(VOCAB)))
@@ -56,7 +57,7 @@ def encode(self:Bench,
 def look(self:Bench,
     q:torch.Tensor,       # [N,d] questions
     soft:torch.Tensor,    # [N,K,d] soft tokens
-    seen:torch.Tensor     # [N,K] bool: which of them may be looked at
+    seen:torch.Tensor     # [N,K] bool: which of them may be attended to
 ) -> torch.Tensor:        # [N,d]
     "Attention of questions over soft tokens; 0 where all are hidden"
     def split(y): return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)   # [N,heads,K,d/heads]
@@ -82,7 +83,7 @@ def answers(self:Bench,
     mask:torch.Tensor|None,        # Changes nothing
     labels:torch.Tensor,           # [N,L] the answer in the last column, else -100
     soft:torch.Tensor,             # [N,K,d] soft tokens
-    seen:torch.Tensor              # [N,K] bool: which of them may be looked at
+    seen:torch.Tensor              # [N,K] bool: which of them may be attended to
 ) -> tuple:                        # (at [N,L-1] where answers are, loss [N], right [N])
     "As in `MemoryLM.answers`, for answers of one token at the line's end"
     at = _answered(ids, labels)
@@ -112,7 +113,7 @@ def score(
     make:Callable,                     # (batch, noise, generator, split=...) -> Episode
     noise:int,                         # Length to evaluate at
     lives:int=256,                     # To ask
-    seed:int=0,                        # Of the lives
+    seed:int=0,                        # Of the episodes
     state:object=None      # Memories to begin with; None: empty
 ) -> float:
     "Share of right answers on the test split"
@@ -127,11 +128,11 @@ def score(
 def trial(
     make:Callable,                     # (batch, noise, generator, split=...) -> Episode
     ladder:LadderConfig,               # Shape of the memory
-    rules:LadderRules|None=None,       # How it behaves
+    rules:LadderOptions|None=None,       # How it behaves
     train:TrainConfig|None=None,       # How to train; its seed is replaced by `seed`
     noise:tuple=(0,),                  # Lengths to evaluate at
-    batch:int=96,                      # Large, as a ladder's step costs about the same for 8 and for 96 lives
-    seed:int=0,                        # Of words, weights and lives
+    batch:int=96,                      # Large, as a ladder's step costs about the same for 8 and for 96 episodes
+    seed:int=0,                        # Of words, weights and episodes
     trainer:type=Trainer               # Class of the trainer
 ) -> tuple:                            # (trained `Bench`, dict of results)
     "Train on the bench, then score"

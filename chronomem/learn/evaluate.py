@@ -14,7 +14,8 @@ from statistics import NormalDist, mean
 import torch
 from tqdm.auto import tqdm
 from ..core import generator
-from .tasks import Episode, stream_recall, unroll
+from ..backbone.episodes import Episode, unroll
+from .tasks import stream_recall
 
 # %% ../../nbs/73_evaluate.ipynb #wilson
 def wilson(
@@ -35,7 +36,7 @@ def wilson(
 
 # %% ../../nbs/73_evaluate.ipynb #interval
 def _lives(ok, asked=None):
-    "Mean over each life's questions; lives that were asked nothing are left out"
+    "Mean over each episode's questions; episodes that were asked nothing are left out"
     ok = torch.as_tensor(ok).float()
     ok = ok.view(len(ok), -1)                            # [B,Q]
     if asked is None: asked = torch.ones_like(ok)
@@ -50,14 +51,14 @@ def interval(
     asked:torch.Tensor|list|None=None,  # The same shape: which questions were asked; None is all
     confidence:float=.95                # Probability that the interval holds the share
 ) -> tuple:                             # (mean, low, high)
-    "Share of right answers with Wilson's interval, each life counting once"
+    "Share of right answers with Wilson's interval, each episode counting once"
     x = _lives(ok, asked)
     right = min(x.sum().item(), len(x))  # rounding may lift the sum above
     return x.mean().item(), *wilson(right, len(x), confidence)
 
 # %% ../../nbs/73_evaluate.ipynb #bootstrap
 def bootstrap_mean(
-    values:torch.Tensor|list,  # [B] one number per life
+    values:torch.Tensor|list,  # [B] one number per episode
     confidence:float=.95,      # Probability that the interval holds the mean
     draws:int=2000,            # Resamples
     seed:int=0                 # Of the resamples
@@ -76,12 +77,12 @@ def bootstrap_mean(
 # %% ../../nbs/73_evaluate.ipynb #paired
 def paired_difference(
     a:torch.Tensor|list,                # [B] or [B,Q] outcomes under one condition
-    b:torch.Tensor|list,                # The same lives under another
+    b:torch.Tensor|list,                # The same episodes under another
     confidence:float=.95,               # Probability that the interval holds the difference
     asked:torch.Tensor|list|None=None,  # Which questions were asked; None is all
     seed:int=0                          # Of the resamples
 ) -> tuple:                             # (mean, low, high) of a-b
-    "Difference of two conditions on the same lives"
+    "Difference of two conditions on the same episodes"
     lives, others = torch.as_tensor(a).shape, torch.as_tensor(b).shape
     if lives != others:
         raise ValueError(f'paired_difference: expected the same lives, got {[*lives]} and {[*others]}')
@@ -97,9 +98,9 @@ def stateful_minus_wiped(
 
 # %% ../../nbs/73_evaluate.ipynb #alone
 def alone(
-    episode:Episode   # B lives with Q questions each
+    episode:Episode   # B episodes with Q questions each
 ) -> Episode:         # [B*Q,1]
-    "Each asking inference as a life of its own"
+    "Each asking inference as an episode of its own"
     asking = episode.order[:, list(episode.ask)].reshape(-1, 1)
     return Episode(episode.ids, episode.mask, episode.labels, asking, (0,))
 
@@ -127,12 +128,12 @@ def evaluate(
     model:torch.nn.Module,  # A language model with memory; its mode is given back
     make:Callable,          # (batch, generator) -> Episode
     n_batches:int,          # How many episodes
-    batch:int=64,           # Lives in each
+    batch:int=64,           # Episodes in each
     seed:int=0,             # Of the episodes
     gate:str='hard',        # How the memory's gates decide
     confidence:float=.95    # Probability that an interval holds its rate
 ) -> Table:                 # Rows: condition, accuracy, low, high, lives
-    "Accuracy with memory, with it wiped, and without any, on the same lives; last the paired difference"
+    "Accuracy with memory, with it wiped, and without any, on the same episodes; last the paired difference"
     was, g = model.training, generator(seed, 'evaluate')
     model.eval()
     outs = [_conditions(model, make(batch, generator=g), gate) for _ in range(n_batches)]
@@ -155,8 +156,8 @@ def recall_by_delay(
     model:torch.nn.Module,            # A language model with memory
     make:Callable,                    # (batch, noise, generator) -> Episode
     delays:tuple=(8, 128, 512, 2000), # Noise inferences between telling and asking
-    batch:int=64,                     # Lives
-    seed:int=0,                       # Of the lives
+    batch:int=64,                     # Episodes
+    seed:int=0,                       # Of the episodes
     chunk:int=250,                    # Inferences per forward pass
     gate:str='hard',                  # How the memory's gates decide
     progress:bool=False               # Show a bar

@@ -9,7 +9,8 @@ __all__ = ['topic', 'vote', 'trend', 'plan_phase']
 import math
 import torch, torch.nn.functional as F
 from .agents import STOP
-from .tasks import TASKS, VOCAB, Episode, _noise, _query, _strewn, _told
+from ..backbone.episodes import Episode
+from .tasks import TASKS, VOCAB, _noise, _query, _strewn, _told
 
 # %% ../../nbs/77_gist.ipynb #horizons
 def _horizons(horizons, low):
@@ -122,7 +123,7 @@ def _within(**limits):
 
 # %% ../../nbs/77_gist.ipynb #topic
 def topic(
-    batch:int,                          # Lives; a multiple of `kinds` makes chance exact
+    batch:int,                          # Episodes; a multiple of `kinds` makes chance exact
     noise:int,                          # Noise inferences between the last line and the questions
     generator:torch.Generator,          # Draws everything
     horizons:tuple=(4, 16, 64, 256),    # How many of the last lines the questions are about: powers of 4
@@ -217,7 +218,7 @@ def _levels(way, horizons, extra, g):
 
 # %% ../../nbs/77_gist.ipynb #trend
 def trend(
-    batch:int,                          # Lives; a multiple of 3 makes chance exact
+    batch:int,                          # Episodes; a multiple of 3 makes chance exact
     noise:int,                          # Noise inferences between the last line and the questions
     generator:torch.Generator,          # Draws everything
     horizons:tuple=(4, 16, 64, 256),    # How many of the last lines the questions are about: powers of 4 from 4
@@ -252,7 +253,7 @@ def _run(plan, done, most, plans, g):
 
 # %% ../../nbs/77_gist.ipynb #plan-phase
 def plan_phase(
-    batch:int,                          # Lives; a multiple of `phases` and `plans` makes chance exact
+    batch:int,                          # Episodes; a multiple of `phases` and `plans` makes chance exact
     noise:int,                          # Noise inferences before the questions
     generator:torch.Generator,          # Draws everything
     phases:int=4,                       # Of a plan, 2 to 8

@@ -370,10 +370,10 @@ def play(
 def yes_sums(
     g:Games,              # whose phrasings
     rng:random.Random,    # draws them
-    n:int,                # lives
+    n:int,                # episodes
     agents:object,        # who keep a number each; has `sure`
     top:int=10            # the largest
-)->list:                  # for each life the probability of yes for 1 to top
+)->list:                  # for each episode the probability of yes for 1 to top
     "Guess every number, each in a branch that leaves no trace"
     guesses = [[g.say(rng, 'number', 'is', k=k) for k in range(1, top+1)] for _ in range(n)]
     return agents.sure(range(n), guesses)

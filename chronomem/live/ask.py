@@ -102,7 +102,7 @@ def _newest(s, found):
 # %% ../../nbs/82b_ask.ipynb #find-parts
 @patch
 def _judges(self:Session):
-    "How many passages the model looks at more closely; half as many where a sentence encoder has put them in order"
+    "How many passages the model judges more closely; half as many where a sentence encoder has put them in order"
     if self.judge is not None: return self.judge
     n = self.model.judges()
     return n//2 if self.model.encoder else n
@@ -226,7 +226,7 @@ def ask_batch(self:ChronoModel,
     sessions:Iterable[Session], # different sessions of this model
     questions:Iterable,         # one for each
     max_new_tokens:int=64,      # longest answer
-    remember:bool=True,         # is the exchange part of their lives?
+    remember:bool=True,         # is the exchange kept in their sessions?
     sources:bool=False,         # say what each answer rests on
     **kw                        # for `generate` of transformers
 ) -> list:                      # one answer for each; with `sources` (answer, traces)
@@ -261,7 +261,7 @@ def ask(self:Session,
     question:str,           # what to ask
     max_new_tokens:int=64,  # longest answer
     stream:bool=False,      # yield the answer piece by piece
-    remember:bool=True,     # is the exchange part of this life?
+    remember:bool=True,     # is the exchange kept in this session?
     sources:bool=False,     # say what the answer rests on
     **kw                    # for `generate` of transformers
 ) -> str|Iterator[str]|tuple: # the answer, or a generator of its pieces; with `sources` that and a list of `Trace`s

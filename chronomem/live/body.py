@@ -9,7 +9,6 @@ __all__ = ['PLACE', 'SystemConfig', 'SystemState', 'ChronoSystem']
 import queue, threading, time
 from collections import deque
 from dataclasses import dataclass, field
-import torch
 from fastcore.basics import AttrDict, patch
 from ..backbone.model import ChronoModel
 from ..core import Config, StateError
@@ -17,18 +16,18 @@ from .journal import Journal
 from .listener import Listener
 from .segments import SegmentConfig, hear, line, spoke, stamp
 from .ingest import _live
-from .subconscious import Subconscious
+from ..thought.subconscious import Subconscious
 
 # %% ../../nbs/88c_body.ipynb #config
 @dataclass
 class SystemConfig(Config):
     "Which parts take part, and when the language model is asked"
-    listen: bool = True       # Feel frames
+    listen: bool = True       # Run the listener on frames
     remember: bool = True     # Keep anything on disk
     think: bool = True        # Let the executive ask the language model
     learn: bool = True        # Feed the learner, if there is one
     ladder: bool = True       # Show the model its latents when it answers, if it says that they are worth it
-    soft: bool = False        # Show it what is felt, as one more soft token; an untrained map says nothing
+    soft: bool = False        # Show it the listener's outputs, as one more soft token; an untrained map says nothing
     every: float = 10.        # Seconds between two inferences, at least
     reasons: tuple[str, ...] = ('speech_ended', 'unknown_speaker', 'anomaly', 'affect_changed') # Of the executive's, that are worth one
     shown: int = 3            # Things just heard that a prompt shows
@@ -41,7 +40,7 @@ class SystemConfig(Config):
         for k in ('shown', 'recalled'): self.need(k, getattr(self, k) >= 0, 'zero or more')
 
 # %% ../../nbs/88c_body.ipynb #class
-PLACE = 'listener'        # Directory of the ear within a memory's own
+PLACE = 'listener'        # Directory of the listener within a memory's own
 
 @dataclass
 class SystemState:
@@ -64,7 +63,7 @@ class ChronoSystem:
         learner=None,             # has `feed(text)`; None: nothing is learned
         threaded:bool=False,      # infer in a thread, so that frames never wait; else at once, so that replays repeat
         clock=None,               # of the session; None: wall clock
-        boot=None,                # `BootConfig`: how often the ear writes down
+        boot=None,                # `BootConfig`: how often the listener writes down
         **kw                      # for `session`
     ):
         c = self.config = config or SystemConfig()
@@ -101,7 +100,7 @@ def _begin(self:ChronoSystem, threaded):
 
 @patch
 def _small(self:ChronoSystem):
-    "What the ear's file keeps of the rest"
+    "What the listener's file keeps of the rest"
     recent = list(self.recent) if self.session.keep == 'texts' else []
     with self.lock: return dict(ears=self.ears, asked=self.asked, pending=list(self.pending), recent=recent)
 

@@ -17,7 +17,7 @@ from tensordict import is_tensor_collection, tensorclass
 from ..core import Config, DirLock, StateError, _sync_dir, fingerprint, load_state, save_state
 from ..senses.audio import AudioState, Reflex, batch as audio_batch
 from .executive import ExecState, Executive
-from .subconscious import Subconscious, SubState, Felt
+from ..thought.subconscious import Subconscious, SubState, SubOutput
 from ..then.recall import TraceState
 
 # %% ../../nbs/85_boot.ipynb #config
@@ -44,7 +44,7 @@ def validate(self:BootConfig):
 class Running:
     "All that a listener carries from frame to frame, one row per stream"
     inner: SubState      # Of the subconscious
-    ear: AudioState      # Of the ear
+    ear: AudioState      # Of the acoustic front end
     mind: ExecState      # Of the executive
     awake: torch.Tensor  # Frames since the cold start, [B]
     time: torch.Tensor   # When the last frame was over, float64 seconds, [B]; -inf: none yet
@@ -54,7 +54,7 @@ def model_name(
     model:Subconscious # Of any shape
 ) -> str:              # 16 hex digits
     "Fingerprint of weights and configuration"
-    text = json.dumps(model.config.to_dict(), sort_keys=True).encode()
+    text = json.dumps(model.config.to_dict(former=True), sort_keys=True).encode()
     config = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     return fingerprint({**model.state_dict(), 'config': config})
 
@@ -65,14 +65,14 @@ class BootManager:
         model:Subconscious,             # Whose state it is
         home:str|Path|None=None,        # Directory of the state, locked while in use; None keeps nothing
         config:BootConfig|None=None,    # None: the defaults
-        reflex:Reflex|None=None,        # The ear; None: the default one
+        reflex:Reflex|None=None,        # The acoustic front end; None: the default one
         executive:Executive|None=None   # What decides; None: one that fits the model
     ):
         c = model.config
         self.model, self.name = model, model_name(model)
         self.config = config or BootConfig()
         self.reflex = reflex or Reflex()
-        self.executive = executive or Executive(heads=c.heads, width=c.core.d+model.core.n_out)
+        self.executive = executive or Executive(heads=c.heads, width=c.core.d+model.core.n_synch_out)
         self.saver = None                    # The thread that writes
         self.problem, self.saves = '', 0
         self.pages, self.stored = {}, None   # Files by page; traces ever stored when they were written, [B]
@@ -118,9 +118,9 @@ def scaling(self:BootManager,
 # %% ../../nbs/85_boot.ipynb #scaled
 @patch
 def scaled(self:BootManager,
-    felt:Felt,                # Of one frame, [B,...]
+    felt:SubOutput,                # Of one frame, [B,...]
     awake:torch.Tensor        # Frames since the cold start, this one included, [B]
-) -> Felt:                    # [B,...]
+) -> SubOutput:                    # [B,...]
     "The same, with certainties scaled"
     certainty = {}
     for name, trust in self.scaling(awake).items(): certainty[name] = felt.certainty[name]*trust
@@ -156,7 +156,7 @@ STATE = 'listener.safetensors'
 
 def _bare(s):
     "The state without its traces"
-    return SubState(core=s.core, past=s.past, usual=s.usual, steps=s.steps, batch_size=s.batch_size)
+    return SubState(core=s.core, past=s.past, stats=s.stats, steps=s.steps, batch_size=s.batch_size)
 
 # %% ../../nbs/85_boot.ipynb #snapshot-all
 @patch
@@ -240,14 +240,16 @@ def close(self:BootManager):
     if self.lock: self.lock.release()
 
 # %% ../../nbs/85_boot.ipynb #warm
+_FORMER = {'inner.stats.recent': 'inner.usual.lately', 'inner.stats': 'inner.usual'}   # parts of a state, as files name them since the first
+
 @patch
 def start(self:BootManager,
     batch:int=1                      # Streams
 ) -> tuple[Running, dict|None]:      # The state, and what was kept beside it; None after a cold start
-    "Go on where it stopped, else cold; raises `StateError` if the state is another model's or not whole"
+    "Go on where it stopped, else cold; raises `StateError` if the state is another model's or incomplete"
     file = self.home and self.home/STATE
     if not file or not file.exists(): return self.cold(batch), None
-    run, meta = load_state(file, Running)
+    run, meta = load_state(file, Running, former=_FORMER)
     if meta['fingerprint'] != self.name:
         was = f"{file}: it was written by model {meta['fingerprint']}, this is {self.name}"
         raise StateError(f'{was}: start that model and swap this one in, or give another home')
@@ -315,7 +317,7 @@ def wipe_listener(
 @dataclass
 class SwapConfig(Config):
     "How a newer model takes over"
-    shadow: int = 40       # Frames that both feel, 2 s
+    shadow: int = 40       # Frames that both compute, 2 s
     pause: float = .002    # Seconds between two frames of the warm-up, so that the loop gets its turn
     rest: int = 3          # Frames of the warm-up that may be left for the boundary
 
@@ -325,7 +327,7 @@ class HotSwap:
     def __init__(self,
         load:Callable[[], Subconscious], # Gives the newer model; called in a thread
         replay:Callable|None=None,       # Seconds -> (times [n], frames [B,n,samples]) of sound since; None: no warm-up
-        reflex:Reflex|None=None,         # Ear for the replay; None is the default one
+        reflex:Reflex|None=None,         # Acoustic front end for the replay; None is the default one
         config:SwapConfig|None=None      # None: the defaults
     ):
         self.load, self.replay = load, replay
@@ -348,14 +350,14 @@ def fitting(
     old:SubState,       # Of the model that runs
     new:SubState,       # As its model makes it
     same:bool=True      # Are the cores of the same configuration? Equal shapes may mean different pairs
-) -> list[str]:         # Of core, past, traces and usual
+) -> list[str]:         # Of core, past, traces and stats
     "Names of the parts whose shapes agree; core, past and traces stand or fall together"
     def fits(k): return _shapes(old.get(k)) == _shapes(new.get(k))
     parts = []
     if same and fits('core') and fits('past'):
         parts += ['core', 'past']
         if old.traces is not None and fits('traces'): parts.append('traces')
-    if fits('usual'): parts.append('usual')
+    if fits('stats'): parts.append('stats')
     return parts
 
 # %% ../../nbs/85_boot.ipynb #carried
@@ -369,7 +371,7 @@ def carried(
     return SubState(
         core=pick('core'),
         past=pick('past'),
-        usual=pick('usual'),
+        stats=pick('stats'),
         traces=pick('traces'),
         steps=old.steps,
         batch_size=old.batch_size)
@@ -416,7 +418,7 @@ def _prepare(self:HotSwap, model, state):
 # %% ../../nbs/85_boot.ipynb #warm-up
 @patch
 def _warm(self:HotSwap, rest=None):
-    "Feel what is left of the raw sound; is it much?"
+    "Replay what is left of the raw sound; is it much?"
     t, x = self.replay(self.heard)                # [n], [B,n,samples]
     new = t > self.heard + 1e-6                   # [n]
     t, x = t[new], x[:, new]
@@ -436,8 +438,8 @@ def _warm(self:HotSwap, rest=None):
 def feel(self:HotSwap,
     model:Subconscious,  # The one that runs
     state:SubState,      # Its state
-    see:Callable         # model -> its `Sensed` of this frame, [B,1]
-) -> tuple[Subconscious, SubState, Felt]: # The model to go on with, its state, what it feels in this frame
+    see:Callable         # model -> its `SubInput` of this frame, [B,1]
+) -> tuple[Subconscious, SubState, SubOutput]: # The model to go on with, its state, its outputs for this frame
     "One frame while a swap is on"
     if self.phase == 'ready': self._adopt(state)
     if self.phase != 'shadow': return model, *model(state, see(model))
@@ -464,7 +466,7 @@ def _adopt(self:HotSwap, state):
 
 @patch
 def _quietly(self:HotSwap, see):
-    "Feel without storing in traces that are another's"
+    "Compute outputs without storing in traces that are another's"
     self.state, felt = self.model(self.state, see(self.model), write=not self.shares)
     return felt
 

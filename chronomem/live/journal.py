@@ -9,7 +9,7 @@ __all__ = ['Journal', 'told', 'spans', 'heard', 'named', 'at_times']
 import json, os, re
 from dataclasses import replace
 from fastcore.basics import patch
-import chronomem.live.memories
+import chronomem.live.memories  # noqa: F401, gives sessions their list of texts
 from ..core import atomic_write
 from .segments import seconds
 from .session import Session

@@ -11,11 +11,11 @@ import torch
 from fastcore.basics import AttrDict, patch
 from ..backbone.model import ChronoModel
 from ..core import WallClock
-from .body import ChronoSystem, SystemConfig, SystemState
-from .journal import Journal, at_times, heard, named, told
+from .body import ChronoSystem
+from .journal import heard, named, told
 from .segments import stamp
 from .ask import _as_asked, _ladder_off
-from .teller import Teller
+from .console import Console
 from ..senses.m4 import M4Token
 from ..senses.sources import AudioFile, Source
 from ..then.texts import Trace
@@ -23,9 +23,9 @@ from ..then.texts import Trace
 # %% ../../nbs/89_system.ipynb #soft
 @patch
 def _feelings(self:ChronoSystem):
-    "The map, and a listener that keeps what it felt last"
+    "The map, and a listener that keeps its last outputs"
     l, w = self.listener, self.model.lm.bare.get_input_embeddings().weight
-    c, n = l.model.config.core, l.model.core.n_out
+    c, n = l.model.config.core, l.model.core.n_synch_out
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         self.map = torch.nn.Linear(c.d+n, w.shape[1]).to(w.device).requires_grad_(False)
@@ -59,7 +59,7 @@ def _answer(self:ChronoSystem, question, tokens, notes=(), remember=False):
 
 @patch
 def _felt_answer(self:ChronoSystem, question, tokens):
-    "The same with what is felt, behind the latents"
+    "The same with the listener's outputs, behind the latents"
     m, (state, row, found) = self.model, self.session.prompt(question, tokens)
     ids, mask = m.pad([row])
     soft, on = m.lm.recall(state, ids, mask)
@@ -93,7 +93,7 @@ def step_inference(self:ChronoSystem,
 
 @patch
 def _think(self:ChronoSystem, job):
-    "A thought: asked, remembered, and sensed"
+    "A thought: asked, remembered, and heard of"
     answer = ' '.join(self.step_inference(lines=job['lines']).split()) or 'nothing'
     text = f"At {stamp(job['t'])}, because {job['decision']['text']}: {answer}"
     self._told(job, text, 'assistant', decision=job['decision'])
@@ -114,7 +114,7 @@ def tell(self:ChronoSystem,
 def ask(self:ChronoSystem,
     question:str,
     max_new_tokens:int=64, # longest answer
-    remember:bool=True,    # is the exchange part of this life?
+    remember:bool=True,    # is the exchange kept in this session?
     sources:bool=False     # say what the answer rests on
 ):                         # the answer; with `sources` that and a list of `Trace`s
     "Answer from memory, and from what was heard at the times the question names"
@@ -197,10 +197,10 @@ def _until(events, halt):
 
 # %% ../../nbs/89_system.ipynb #live-lines-rest
 def _lines(s, events, halt):
-    "Lines of a life"
-    teller = Teller()
+    "Lines of a run"
+    console = Console()
     for e in _until(events, halt):
-        yield from teller.lines(e)
+        yield from console.lines(e)
         while s.lines: yield s.lines.popleft()
     if halt.is_set():
         yield 'stopped'

@@ -6,30 +6,42 @@
 __all__ = ['SIZE', 'TextSource', 'VideoFile', 'ImageFolder', 'Webcam', 'Microphone', 'SystemEvents', 'watch']
 
 # %% ../../nbs/14_devices.ipynb #imports
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 import numpy as np, psutil, torch
 from fastcore.basics import patch
-from ..core import WallClock, require
+from ..core import ManualClock, WallClock, require
 from .audio import AudioConfig
-from .sources import Source, Watchdog, _framed, _mended, _regular, _resampled
+from .sources import Raw, Source, Watchdog, _framed, _mended, _regular, _resampled
 
 # %% ../../nbs/14_devices.ipynb #text
 class TextSource(Source):
     "Lines of text as events"
     kind = 'text'
     def __init__(self,
-        lines,             # Strings, or (seconds after the start, string) pairs; any iterable, read as it goes
-        clock=None,        # Says when it starts
-        name:str='text',
-        every:float|None=1.# Seconds from line to line, where they carry no time of their own; None stamps them as they come
+        lines:str|Iterable,                    # Strings, or (seconds after the start, string) pairs; read as it goes
+        clock:ManualClock|WallClock|None=None, # Says when it starts
+        name:str='text',                       # Name of the source
+        every:float|None=1.                    # Seconds between lines without times; None stamps them as they come
     ):
         super().__init__(name, clock)
-        self.lines, self.every, self.replay = [lines] if isinstance(lines, str) else lines, every, every is not None
-    def frames(self, t0):
-        for i, x in enumerate(self.lines):
-            after, line = x if isinstance(x, tuple) and len(x) == 2 else (i*self.every if self.replay else self.clock.now()-t0, x)
-            if not isinstance(line, str): raise TypeError(f'{self.name}, line {i+1}: expected text, got {line!r}')
-            if line.strip(): yield self.raw(t0+after, line.rstrip('\r\n'))
+        self.lines = [lines] if isinstance(lines, str) else lines
+        self.every, self.replay = every, every is not None
+
+# %% ../../nbs/14_devices.ipynb #text-frames
+@patch
+def frames(self:TextSource,
+    t0:float        # When it starts, in seconds
+) -> Iterator[Raw]: # Lines of text; empty ones are left out
+    "The lines at their times"
+    for i, x in enumerate(self.lines):
+        if isinstance(x, tuple) and len(x) == 2: after, line = x
+        else:
+            after = i*self.every if self.replay else self.clock.now()-t0
+            line = x
+        if not isinstance(line, str): raise TypeError(f'{self.name}, line {i+1}: expected text, got {line!r}')
+        if line.strip(): yield self.raw(t0+after, line.rstrip('\r\n'))
 
 # %% ../../nbs/14_devices.ipynb #picture
 SIZE = 240, 320
@@ -40,24 +52,26 @@ def _picture(x, size):
     return torch.from_numpy(cv2.cvtColor(x, cv2.COLOR_BGR2RGB))
 
 def _sized(size):
-    if len(size) != 2 or not all(isinstance(n, int) and 8 <= n <= 4096 for n in size): raise ValueError(f'size: expected (height, width) of 8 to 4096 pixels, got {size}')
-    return tuple(size)
+    right = [isinstance(n, int) and 8 <= n <= 4096 for n in size]
+    if len(right) == 2 and all(right): return tuple(size)
+    raise ValueError(f'size: expected (height, width) of 8 to 4096 pixels, got {size}')
 
 # %% ../../nbs/14_devices.ipynb #video
 class VideoFile(Source):
     "A video file as pictures [H,W,3] uint8"
     kind = 'vision'
     def __init__(self,
-        path,               # Anything OpenCV reads
-        clock=None,         # Says when it starts
-        name:str|None=None, # None is the file's name
-        fps:float=10.,      # Pictures per second wanted; the nearest that divides the file's own
-        size:tuple=SIZE     # Height and width given out
+        path:str|Path,                         # Anything OpenCV reads
+        clock:ManualClock|WallClock|None=None, # Says when it starts
+        name:str|None=None,                    # None is the file's name
+        fps:float=10.,                         # Pictures per second wanted; the nearest that divides the file's own
+        size:tuple=SIZE                        # Height and width given out
     ):
         super().__init__(name or Path(path).name, clock)
         if not 0 < fps < 1000: raise ValueError(f'fps: expected pictures per second above 0, got {fps}')
-        self.path, self.size, cap = Path(path), _sized(size), _video(path)
-        self.own, self.count = cap.get(5), cap.get(7)
+        self.path, self.size = Path(path), _sized(size)
+        cap = _video(path)
+        self.own, self.count = cap.get(5), cap.get(7)    # Pictures per second, pictures
         cap.release()
         if not .1 <= self.own <= 1000: self.own = 25.
         self.step = max(1, round(self.own/fps))
@@ -71,72 +85,98 @@ def _video(path):
 
 # %% ../../nbs/14_devices.ipynb #video-frames
 @patch
-def frames(self:VideoFile, t0):
+def frames(self:VideoFile,
+    t0:float        # When the first picture is, in seconds
+) -> Iterator[Raw]: # Pictures [H,W,3] uint8, and gaps
+    "Every `step`-th picture; one that is damaged is a gap"
     i, cap = 0, _video(self.path)
     try:
         while cap.grab():
             if i % self.step == 0:
                 ok, x = cap.retrieve()
-                yield self.raw(t0+i/self.own, _picture(x, self.size)) if ok else self.raw(t0+i/self.own, missing=True, reason='picture damaged')
+                t = t0+i/self.own
+                if ok: yield self.raw(t, _picture(x, self.size))
+                else: yield self.raw(t, missing=True, reason='picture damaged')
             i += 1
     finally: cap.release()
-    if i < .98*self.count: self.report['problem'] = f'{self.path}: {i} of {self.count:.0f} pictures could be read'
+    if i < .98*self.count:
+        self.report['problem'] = f'{self.path}: {i} of {self.count:.0f} pictures could be read'
 
 # %% ../../nbs/14_devices.ipynb #folder
+_PICTURES = '.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff'
+
 class ImageFolder(Source):
     "The pictures of a folder, in order of their names"
     kind = 'vision'
     def __init__(self,
-        path,              # Folder
-        clock=None,        # Says when it starts
-        name:str|None=None,# None is the folder's name
-        every:float=1.,    # Seconds per picture
-        size:tuple=SIZE    # Height and width given out
+        path:str|Path,                         # Folder
+        clock:ManualClock|WallClock|None=None, # Says when it starts
+        name:str|None=None,                    # None is the folder's name
+        every:float=1.,                        # Seconds per picture
+        size:tuple=SIZE                        # Height and width given out
     ):
         super().__init__(name or Path(path).name, clock)
         if not Path(path).is_dir(): raise NotADirectoryError(f'{path}: expected a folder of pictures')
         self.size, self.period = _sized(size), every
-        self.paths = sorted(p for p in Path(path).iterdir() if p.suffix.lower() in ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.tif', '.tiff') and p.is_file())
+        self.paths = sorted(p for p in Path(path).iterdir() if p.suffix.lower() in _PICTURES and p.is_file())
         if not self.paths: raise ValueError(f'{path}: no pictures (png, jpg, bmp, webp, tif) in this folder')
 
 # %% ../../nbs/14_devices.ipynb #folder-frames
 @patch
-def frames(self:ImageFolder, t0):
+def frames(self:ImageFolder,
+    t0:float        # When the first picture is, in seconds
+) -> Iterator[Raw]: # Pictures [H,W,3] uint8, and gaps
+    "Picture by picture; one that is damaged is a gap"
     cv2 = require('vision', 'cv2')
     for i, p in enumerate(self.paths):
         try: x = cv2.imdecode(np.frombuffer(p.read_bytes(), 'u1'), cv2.IMREAD_COLOR)
         except (cv2.error, OSError): x = None
-        yield self.raw(t0+i*self.period, missing=True, reason=f'{p.name} is damaged') if x is None else self.raw(t0+i*self.period, _picture(x, self.size))
+        t = t0+i*self.period
+        if x is None: yield self.raw(t, missing=True, reason=f'{p.name} is damaged')
+        else: yield self.raw(t, _picture(x, self.size))
 
 # %% ../../nbs/14_devices.ipynb #webcam
 class _Camera(Source):
     kind, replay, slack = 'vision', False, 3.
-    def __init__(self, index, name, fps, size, opened=None):
+    def __init__(self,
+        index:int,                    # Which camera
+        name:str,                     # Name of the source
+        fps:float,                    # Pictures per second wanted
+        size:tuple,                   # Height and width given out
+        opened:Callable|None=None     # Opens a camera by its index; None is OpenCV's
+    ):
         super().__init__(name, WallClock())
-        self.index, self.period, self.size, self.opened = index, 1/fps, _sized(size), opened or require('vision', 'cv2').VideoCapture
-    def frames(self, t0):
-        cap, due = self.opened(self.index), t0
-        try:
-            if not cap.isOpened(): raise OSError(f"camera {self.index} can't be opened")
-            while cap.grab():
-                if (now := self.clock.now()) < due: continue
-                ok, x = cap.retrieve()
-                if ok: yield self.raw(now, _picture(x, self.size))
-                due = max(due + self.period, now)
-        finally: cap.release()
-        raise OSError(f'camera {self.index} gives no more pictures')
+        self.index, self.period, self.size = index, 1/fps, _sized(size)
+        self.opened = opened or require('vision', 'cv2').VideoCapture
+
+# %% ../../nbs/14_devices.ipynb #camera-frames
+@patch
+def frames(self:_Camera,
+    t0:float        # When the first picture is due, in seconds
+) -> Iterator[Raw]: # Pictures [H,W,3] uint8
+    "Pictures at their pace, until the camera gives no more"
+    cap, due = self.opened(self.index), t0
+    try:
+        if not cap.isOpened(): raise OSError(f"camera {self.index} can't be opened")
+        while cap.grab():
+            if (now := self.clock.now()) < due: continue
+            ok, x = cap.retrieve()
+            if ok: yield self.raw(now, _picture(x, self.size))
+            due = max(due + self.period, now)
+    finally: cap.release()
+    raise OSError(f'camera {self.index} gives no more pictures')
 
 # %% ../../nbs/14_devices.ipynb #webcam-dog
 class Webcam(Watchdog):
     "A camera that never blocks, a `Watchdog`"
     def __init__(self,
-        index:int=0,        # Which camera
-        clock=None,         # Clock of the loop; None is a `WallClock`
-        name:str='webcam',
-        fps:float=5.,       # Pictures per second wanted
-        size:tuple=SIZE,    # Height and width given out
-        opened=None,        # Function that opens a camera by its index; None is OpenCV's
-        **kw                # patience, give_up, depth
+        index:int=0,                           # Which camera
+        clock:ManualClock|WallClock|None=None, # Clock of the loop; None is a `WallClock`
+        name:str='webcam',                     # Name of the source
+        fps:float=5.,                          # Pictures per second wanted
+        size:tuple=SIZE,                       # Height and width given out
+        opened:Callable|None=None,             # Opens a camera by its index; None is OpenCV's
+        **kw                                   # patience, give_up, depth
     ):
         super().__init__(_Camera(index, name, fps, size, opened), clock, **{'depth': 32, **kw})
         self.source.clock = self.clock
@@ -144,30 +184,52 @@ class Webcam(Watchdog):
 # %% ../../nbs/14_devices.ipynb #mic
 class _Mic(Source):
     kind, replay = 'audio', False
-    def __init__(self, device, name, config, backend):
+    def __init__(self,
+        device:int|str|None,       # As sounddevice knows it
+        name:str,                  # Name of the source
+        config:AudioConfig|None,   # Gives rate and frame length
+        backend:ModuleType|None    # A module like sounddevice; None imports it
+    ):
         super().__init__(name, WallClock())
-        self.device, self.config, self.sd = device, config or AudioConfig(), backend or require('audio', 'sounddevice')
+        self.device, self.config = device, config or AudioConfig()
+        self.sd = backend or require('audio', 'sounddevice')
         self.period = self.config.frame_ms/1000
-    def rate(self):
-        try: self.sd.check_input_settings(device=self.device, channels=1, dtype='float32', samplerate=self.config.rate)
-        except Exception: return int(self.sd.query_devices(self.device, 'input')['default_samplerate'])
-        return self.config.rate
-    def blocks(self, stream, n):
-        while True:
-            x, over = stream.read(n)
-            self.report['overflow'] += bool(over)
-            yield np.array(x).reshape(n, -1)
+        self.format = dict(device=device, channels=1, dtype='float32')
+
+# %% ../../nbs/14_devices.ipynb #mic-blocks
+@patch
+def rate(self:_Mic) -> int:
+    "Samples per second that the device can give, at best those wanted"
+    try: self.sd.check_input_settings(**self.format, samplerate=self.config.rate)
+    except Exception: return int(self.sd.query_devices(self.device, 'input')['default_samplerate'])
+    return self.config.rate
+
+@patch
+def blocks(self:_Mic,
+    stream:object,            # Open input of the device
+    n:int                     # Samples at a time
+) -> Iterator[np.ndarray]:    # [n,channels]
+    "What the device hears, for ever"
+    while True:
+        x, over = stream.read(n)
+        self.report['overflow'] += bool(over)
+        yield np.array(x).reshape(n, -1)
 
 # %% ../../nbs/14_devices.ipynb #mic-frames
 @patch
-def frames(self:_Mic, t0):
+def frames(self:_Mic,
+    t0:float        # Not used: the clock gives the times
+) -> Iterator[Raw]: # Samples [800] of float32
+    "Frames as they come, on an even grid of times that follows the clock slowly"
     rate, due = self.rate(), None
     self.report = dict(rate=rate, read=0., nan=0, clipped=0., peak=0., problem='', overflow=0)
     n = round(rate*self.period)
-    with self.sd.InputStream(device=self.device, channels=1, dtype='float32', samplerate=rate, blocksize=n) as stream:
-        for x in _framed(_resampled(_mended(self.blocks(stream, n), self.report), rate, self.config.rate), self.config.frame):
+    with self.sd.InputStream(**self.format, samplerate=rate, blocksize=n) as stream:
+        mono = _mended(self.blocks(stream, n), self.report)
+        for x in _framed(_resampled(mono, rate, self.config.rate), self.config.frame):
             now = self.clock.now()-self.period
-            t = now if due is None or abs(now-due) > .1 else due + .02*(now-due)
+            far = due is None or abs(now-due) > .1
+            t = now if far else due + .02*(now-due)
             due = t+self.period
             yield self.raw(t, x)
 
@@ -175,53 +237,63 @@ def frames(self:_Mic, t0):
 class Microphone(Watchdog):
     "A microphone that never blocks, a `Watchdog`; what was wrong with the sound is in `source.report`"
     def __init__(self,
-        device=None,       # Name or number as sounddevice knows it; None is the default one
-        clock=None,        # Clock of the loop; None is a `WallClock`
-        name:str='microphone',
-        config:AudioConfig|None=None, # Gives rate and frame length
-        backend=None,      # A module like sounddevice; None imports it
-        **kw               # patience, give_up, depth
+        device:int|str|None=None,              # As sounddevice knows it; None is the default one
+        clock:ManualClock|WallClock|None=None, # Clock of the loop; None is a `WallClock`
+        name:str='microphone',                 # Name of the source
+        config:AudioConfig|None=None,          # Gives rate and frame length
+        backend:ModuleType|None=None,          # A module like sounddevice; None imports it
+        **kw                                   # patience, give_up, depth
     ):
         super().__init__(_Mic(device, name, config, backend), clock, **kw)
         self.source.clock = self.clock
 
 # %% ../../nbs/14_devices.ipynb #system
+def _load(): return psutil.cpu_percent()/100, psutil.virtual_memory().percent/100
+def _no_focus(): return None
+
 class SystemEvents(Source):
     "Load of the machine, a timer and the focus"
     kind, replay = 'system', False
     def __init__(self,
-        clock=None,        # Clock to follow; None is a `WallClock`
-        name:str='system',
-        every:float=1.,    # Seconds between two looks
-        timer:float=60.,   # Seconds between timer events
-        busy:float=.9,     # Share of the processor at which a cpu event is told
-        focus=None,        # Function that gives what has the focus, or None
-        probe=None,        # Function that gives (cpu, memory) as shares; None asks psutil
-        n:int|None=None    # How many looks; None is for ever
+        clock:ManualClock|WallClock|None=None, # Clock to follow; None is a `WallClock`
+        name:str='system',                     # Name of the source
+        every:float=1.,                        # Seconds between two looks
+        timer:float=60.,                       # Seconds between timer events
+        busy:float=.9,                         # Share of the processor at which a cpu event is told
+        focus:Callable|None=None,              # Gives what has the focus, or None
+        probe:Callable|None=None,              # Gives (cpu, memory) as shares; None asks psutil
+        n:int|None=None                        # How many looks; None is for ever
     ):
         super().__init__(name, WallClock() if clock is None else clock)
         self.every, self.timer, self.busy, self.n = every, timer, busy, n
-        self.focus, self.probe = focus or (lambda: None), probe or (lambda: (psutil.cpu_percent()/100, psutil.virtual_memory().percent/100))
+        self.focus, self.probe = focus or _no_focus, probe or _load
 
 # %% ../../nbs/14_devices.ipynb #system-frames
 @patch
-def frames(self:SystemEvents, t0):
+def frames(self:SystemEvents,
+    t0:float        # When the first look was due, in seconds
+) -> Iterator[Raw]: # dicts: cpu, memory, event, focus
+    "A look a period: one frame per event, or one without"
     i, was, window = 0, False, self.focus()
     self.probe()                                   # the first load is since the last call, there is none yet
     while self.n is None or i < self.n:
         i += 1
         now = self.clock.advance_to(max(t0 + i*self.every, self.clock.now()))
         (cpu, memory), seen = self.probe(), self.focus()
-        told = [e for e, on in (('focus', seen != window), ('cpu', cpu >= self.busy and not was), ('timer', i*self.every % self.timer < self.every - 1e-9)) if on]
-        was, window = cpu >= self.busy, seen
-        for e in told or [None]: yield self.raw(now, dict(cpu=cpu, memory=memory, event=e, focus=seen))
+        told, busy = [], cpu >= self.busy
+        if seen != window: told.append('focus')
+        if busy and not was: told.append('cpu')
+        if i*self.every % self.timer < self.every - 1e-9: told.append('timer')
+        was, window = busy, seen
+        for e in told or [None]:
+            yield self.raw(now, dict(cpu=cpu, memory=memory, event=e, focus=seen))
 
 # %% ../../nbs/14_devices.ipynb #watch
 def watch(
-    *sources,      # Watchdogs, microphones, webcams; anything else is put behind a watchdog
-    clock=None,    # Clock of the loop; None is a `WallClock`
-    rest:float=.01 # Seconds to wait when nothing has come
-):
+    *sources:Source,                       # Watchdogs, microphones, webcams; others are put behind a watchdog
+    clock:ManualClock|WallClock|None=None, # Clock of the loop; None is a `WallClock`
+    rest:float=.01                         # Seconds to wait when nothing has come
+) -> Iterator[Raw]:
     "One stream of several live sources, until all are over"
     clock = WallClock() if clock is None else clock
     dogs = [s if isinstance(s, Watchdog) else Watchdog(s, clock) for s in sources]

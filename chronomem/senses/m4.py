@@ -8,7 +8,7 @@ __all__ = ['M4Token', 'Schema', 'default_schemas', 'write_jsonl', 'read_jsonl', 
 
 # %% ../../nbs/10_m4.ipynb #imports
 import base64, codecs, difflib, hashlib, json, math, numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -20,40 +20,49 @@ from ..core import Config, atomic_write
 
 # %% ../../nbs/10_m4.ipynb #checks
 def _number(v, where, low=-1e30, high=1e30):
-    if isinstance(v, bool) or not isinstance(v, numbers.Real): raise TypeError(f'{where}: expected a number, got {v!r} ({type(v).__name__})')
-    if not low <= v <= high: raise ValueError(f'{where}: expected a finite number in [{low:g}, {high:g}], got {v}')
+    if isinstance(v, bool) or not isinstance(v, numbers.Real):
+        raise TypeError(f'{where}: expected a number, got {v!r} ({type(v).__name__})')
+    if not low <= v <= high:
+        raise ValueError(f'{where}: expected a finite number in [{low:g}, {high:g}], got {v}')
     return float(v)
-
-def _text(v, where):
-    if not _is(v, str, 'str', where).strip(): raise ValueError(f'{where}: expected some text, got {v!r}')
-    return v
 
 def _is(v, kind, want, where):
     if not isinstance(v, kind): raise TypeError(f'{where}: expected {want}, got {v!r} ({type(v).__name__})')
     return v
 
+def _text(v, where):
+    if not _is(v, str, 'str', where).strip(): raise ValueError(f'{where}: expected some text, got {v!r}')
+    return v
+
+# %% ../../nbs/10_m4.ipynb #unknown
 def _unknown(where, name, known):
+    "Refuse a name, and say which known one is nearest"
     near = difflib.get_close_matches(str(name), list(known), 1, 0.)
-    raise ValueError(f'{where}: unknown name {name!r}' + (f', the closest known name is {near[0]!r}' if near else ''))
+    hint = f', the closest known name is {near[0]!r}' if near else ''
+    raise ValueError(f'{where}: unknown name {name!r}' + hint)
 
 # %% ../../nbs/10_m4.ipynb #annotation
+def _value(v, where): return v if isinstance(v, bool) else _number(v, where)
+def _share(v, where): return _number(v, where, 0, 1)
+def _positive(v, where): return _number(v, where, 0)
 def _place(v, where):
     if isinstance(v, str): return _text(v, where)
-    return tuple(_number(x, where) for x in _is(v, (list, tuple), 'text or numbers', where))
+    xs = _is(v, (list, tuple), 'text or numbers', where)
+    return tuple(_number(x, where) for x in xs)
 
-_PARTS = {'value': lambda v, where: v if isinstance(v, bool) else _number(v, where),
-          'confidence': lambda v, where: _number(v, where, 0, 1),
-          'latency_ms': lambda v, where: _number(v, where, 0),
-          'class': _text, 'location': _place}
+_PARTS = {'value': _value, 'confidence': _share, 'latency_ms': _positive, 'class': _text, 'location': _place}
 
 def _annotation(a, where):
-    for k in _is(a, Mapping, 'dict', where):
+    _is(a, Mapping, 'dict', where)
+    for k in a:
         if k not in _PARTS: _unknown(where, k, _PARTS)
     return {k: _PARTS[k](v, f'{where}[{k!r}]') for k, v in a.items()}
 
 # %% ../../nbs/10_m4.ipynb #embedding
 def _vector(v, where):
-    if not isinstance(v, torch.Tensor) or not v.is_floating_point(): raise TypeError(f'{where}: expected a float tensor, got {getattr(v, "dtype", type(v).__name__)}')
+    if not isinstance(v, torch.Tensor) or not v.is_floating_point():
+        got = getattr(v, 'dtype', type(v).__name__)
+        raise TypeError(f'{where}: expected a float tensor, got {got}')
     if v.ndim != 1: raise ValueError(f'{where}: expected one dimension, got shape {tuple(v.shape)}')
     v = v.float()
     if not v.isfinite().all(): raise ValueError(f'{where}: expected finite values, got NaN or infinity')
@@ -61,7 +70,8 @@ def _vector(v, where):
 
 def _codes(v, where):
     for x in _is(v, (list, tuple), 'list of whole numbers', where):
-        if isinstance(x, bool) or not isinstance(x, numbers.Integral): raise TypeError(f'{where}: expected whole numbers, got {x!r}')
+        if isinstance(x, bool) or not isinstance(x, numbers.Integral):
+            raise TypeError(f'{where}: expected whole numbers, got {x!r}')
     return [int(x) for x in v]
 
 # %% ../../nbs/10_m4.ipynb #token
@@ -72,24 +82,33 @@ class M4Token:
     source: str                       # Which device or stream, e.g. `'ambient_mic'`
     timestamp: float                  # When it began, in Unix seconds
     duration_ms: float = 0.           # How long it spans, in milliseconds; 0 for events
-    embedding: torch.Tensor|None = None   # Dense summary, `[width]` float; None if there is none
+    embedding: torch.Tensor|None = None              # Dense summary, `[width]` float; None if there is none
     features: dict = field(default_factory=dict)     # Name -> finite number; leave out what is missing
     annotations: dict = field(default_factory=dict)  # Name -> any of value, confidence, latency_ms, class, location
     raw_tokens: list|None = None      # Ids of a codec or tokenizer
     raw_data_ref: str|None = None     # Where the raw data lies, e.g. a path
 
-    def __post_init__(self):
-        self.modality, self.source = _text(self.modality, 'modality'), _text(self.source, 'source')
-        self.timestamp, self.duration_ms = _number(self.timestamp, 'timestamp'), _number(self.duration_ms, 'duration_ms', 0)
-        if self.embedding is not None: self.embedding = _vector(self.embedding, 'embedding')
-        self.features = {_text(k, 'features'): _number(v, f'features[{k!r}]') for k, v in _is(self.features, Mapping, 'dict', 'features').items()}
-        self.annotations = {_text(k, 'annotations'): _annotation(v, f'annotations[{k!r}]') for k, v in _is(self.annotations, Mapping, 'dict', 'annotations').items()}
-        if self.raw_tokens is not None: self.raw_tokens = _codes(self.raw_tokens, 'raw_tokens')
-        if self.raw_data_ref is not None: _text(self.raw_data_ref, 'raw_data_ref')
-
+    def __post_init__(self): _check_token(self)
     def __eq__(self, other): return isinstance(other, M4Token) and _key(self) == _key(other)
 
 def _key(t): return json.dumps(json.loads(t.to_json()), sort_keys=True)
+
+# %% ../../nbs/10_m4.ipynb #token-check
+def _named(values, check, where):
+    "A dict of the checked values by their names"
+    values = _is(values, Mapping, 'dict', where)
+    return {_text(k, where): check(v, f'{where}[{k!r}]') for k, v in values.items()}
+
+def _check_token(t):
+    t.modality = _text(t.modality, 'modality')
+    t.source = _text(t.source, 'source')
+    t.timestamp = _number(t.timestamp, 'timestamp')
+    t.duration_ms = _number(t.duration_ms, 'duration_ms', 0)
+    if t.embedding is not None: t.embedding = _vector(t.embedding, 'embedding')
+    t.features = _named(t.features, _number, 'features')
+    t.annotations = _named(t.annotations, _annotation, 'annotations')
+    if t.raw_tokens is not None: t.raw_tokens = _codes(t.raw_tokens, 'raw_tokens')
+    if t.raw_data_ref is not None: _text(t.raw_data_ref, 'raw_data_ref')
 
 # %% ../../nbs/10_m4.ipynb #schema
 @dataclass
@@ -104,7 +123,9 @@ class Schema(Config):
     def validate(self):
         _text(self.modality, 'Schema.modality')
         self.need('width', self.width >= 0, 'zero or more')
-        for names in (self.features, *self.annotations.values()): self.need('features' if names is self.features else 'annotations', len(set(names)) == len(names), 'no name twice')
+        self.need('features', len(set(self.features)) == len(self.features), 'no name twice')
+        for classes in self.annotations.values():
+            self.need('annotations', len(set(classes)) == len(classes), 'no name twice')
         for k, v in self.scales.items():
             if k not in self.features: _unknown('Schema.scales', k, self.features)
             self.need('scales', v > 0, 'sizes above zero')
@@ -115,28 +136,41 @@ def check(self:Schema,
     token:M4Token  # Token of this modality
 ) -> M4Token:      # The same token
     "Raise `ValueError` unless the token fits the schema"
-    if token.modality != self.modality: raise ValueError(f'modality: expected {self.modality!r}, got {token.modality!r}')
+    m, e = self.modality, token.embedding
+    if token.modality != m: raise ValueError(f'modality: expected {m!r}, got {token.modality!r}')
     for k in token.features:
-        if k not in self.features: _unknown(f'{self.modality} features', k, self.features)
-    for k, a in token.annotations.items():
-        if k not in self.annotations: _unknown(f'{self.modality} annotations', k, self.annotations)
-        if 'class' in a and a['class'] not in self.annotations[k]: _unknown(f'{self.modality} annotations[{k!r}] class', a['class'], self.annotations[k])
-    if token.embedding is not None and len(token.embedding) != self.width:
-        raise ValueError(f'{self.modality} embedding: expected width {self.width}, got {len(token.embedding)}')
+        if k not in self.features: _unknown(f'{m} features', k, self.features)
+    for k, a in token.annotations.items(): _check_annotation(self, k, a)
+    if e is not None and len(e) != self.width:
+        raise ValueError(f'{m} embedding: expected width {self.width}, got {len(e)}')
     return token
 
+# %% ../../nbs/10_m4.ipynb #check-annotation
+def _check_annotation(schema, name, a):
+    where, classes = f'{schema.modality} annotations', schema.annotations
+    if name not in classes: _unknown(where, name, classes)
+    if 'class' in a and a['class'] not in classes[name]:
+        _unknown(f'{where}[{name!r}] class', a['class'], classes[name])
+
 # %% ../../nbs/10_m4.ipynb #defaults
+_SPECTRAL = 'spectral_centroid', 'spectral_bandwidth', 'spectral_rolloff'  # All in Hz
+_HEARD = 'rms', *_SPECTRAL, 'spectral_flatness', 'zcr', 'onset_strength', 'pitch_confidence', 'pitch'
+_KINDS = 'human', 'animal', 'vehicle', 'screen', 'other'
+
+# %% ../../nbs/10_m4.ipynb #defaults-fn
 def default_schemas(
     width:int=64  # Width of the audio, vision and text embeddings; system events have none
 ) -> dict:        # modality -> `Schema`
     "Schemas of the built-in senses"
-    spectral = ('spectral_centroid', 'spectral_bandwidth', 'spectral_rolloff')
-    audio = Schema('audio', ('rms', *spectral, 'spectral_flatness', 'zcr', 'onset_strength', 'pitch_confidence', 'pitch'),
-        dict(is_sound=(), is_speech=(), speaker_detected=(), anomaly=()), width, dict.fromkeys(spectral, 2000.) | dict(rms=0.1, zcr=0.1, pitch=200.))
-    vision = Schema('vision', ('brightness', 'motion', 'faces_detected'),
-        dict(face_detected=(), object_detected=('human', 'animal', 'vehicle', 'screen', 'other'), anomaly=()), width, dict(motion=0.1))
-    text = Schema('text', ('characters', 'words'), dict(is_question=(), anomaly=()), width, dict(characters=100., words=20.))
-    system = Schema('system', ('cpu', 'memory'), dict(event=('cpu', 'focus', 'timer', 'other'), anomaly=()))
+    judged = dict(is_sound=(), is_speech=(), speaker_detected=(), anomaly=())
+    scales = dict.fromkeys(_SPECTRAL, 2000.) | dict(rms=0.1, zcr=0.1, pitch=200.)
+    audio = Schema('audio', _HEARD, judged, width, scales)
+    judged = dict(face_detected=(), object_detected=_KINDS, anomaly=())
+    vision = Schema('vision', ('brightness', 'motion', 'faces_detected'), judged, width, dict(motion=0.1))
+    judged, scales = dict(is_question=(), anomaly=()), dict(characters=100., words=20.)
+    text = Schema('text', ('characters', 'words'), judged, width, scales)
+    judged = dict(event=('cpu', 'focus', 'timer', 'other'), anomaly=())
+    system = Schema('system', ('cpu', 'memory'), judged)
     return {s.modality: s for s in (audio, vision, text, system)}
 
 # %% ../../nbs/10_m4.ipynb #to-json
@@ -144,12 +178,16 @@ def default_schemas(
 def to_json(self:M4Token) -> str:
     "The token as one line of JSON, without loss"
     d = {f.name: getattr(self, f.name) for f in fields(self)}
-    if self.embedding is not None: d['embedding'] = base64.b64encode(self.embedding.detach().cpu().numpy().astype('<f4').tobytes()).decode()
-    return json.dumps({k: v for k, v in d.items() if v is not None and v != {}}, allow_nan=False)
+    if self.embedding is not None:
+        raw = self.embedding.detach().cpu().numpy().astype('<f4').tobytes()
+        d['embedding'] = base64.b64encode(raw).decode()
+    there = {k: v for k, v in d.items() if v is not None and v != {}}
+    return json.dumps(there, allow_nan=False)
 
 # %% ../../nbs/10_m4.ipynb #from-json
 def _no_constant(v): raise ValueError(f'{v} is not a number')
 
+# %% ../../nbs/10_m4.ipynb #from-json-fn
 @patch(cls_method=True)
 def from_json(cls:M4Token,
     line:str  # JSON written by `to_json`
@@ -158,29 +196,34 @@ def from_json(cls:M4Token,
     try: d = json.loads(line, parse_constant=_no_constant)
     except RecursionError: raise ValueError('token: nested too deeply to be one') from None
     if not isinstance(d, dict): raise TypeError(f'token: expected a JSON object, got {type(d).__name__}')
-    for k in d.keys() - {f.name for f in fields(cls)}: _unknown('token', k, [f.name for f in fields(cls)])
+    names = [f.name for f in fields(cls)]
+    for k in d.keys() - {*names}: _unknown('token', k, names)
     for k in ('modality', 'source', 'timestamp'):
         if k not in d: raise ValueError(f'token: {k} is missing')
-    if d.get('embedding') is not None: d['embedding'] = torch.from_numpy(np.frombuffer(base64.b64decode(d['embedding'], validate=True), '<f4').astype('f4'))
+    if d.get('embedding') is not None:
+        raw = base64.b64decode(d['embedding'], validate=True)
+        d['embedding'] = torch.from_numpy(np.frombuffer(raw, '<f4').astype('f4'))
     return cls(**d)
 
 # %% ../../nbs/10_m4.ipynb #jsonl
 def write_jsonl(
-    path,   # File to write, mode 0600
-    tokens  # Tokens, in order
+    path:str|Path,             # File to write, mode 0600
+    tokens:Iterable[M4Token]   # In order
 ):
     "Write tokens one per line, in one step"
     atomic_write(path, ''.join(t.to_json() + '\n' for t in tokens).encode())
 
 # %% ../../nbs/10_m4.ipynb #read-jsonl
 def read_jsonl(
-    path,             # File of one token per line
+    path:str|Path,    # File of one token per line
     strict:bool=True  # Raise at the first damaged line
-):                    # Tokens; with `strict=False` (tokens, list of (line number, problem))
+) -> list|tuple:      # Tokens; with `strict=False` (tokens, list of (line number, problem))
     "Read tokens back"
     tokens, errors, raw = [], [], Path(path).read_bytes()
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)): raise ValueError(f'{path}: expected UTF-8, got UTF-16; save it as UTF-8')
-    for n, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b'\n'), 1):
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f'{path}: expected UTF-8, got UTF-16; save it as UTF-8')
+    lines = raw.removeprefix(codecs.BOM_UTF8).split(b'\n')
+    for n, line in enumerate(lines, 1):
         if not line.strip(): continue
         try: tokens.append(M4Token.from_json(line.decode()))
         except (ValueError, TypeError) as e:
@@ -234,118 +277,172 @@ def _by_modality(schemas):
     return dict(schemas) if isinstance(schemas, Mapping) else {s.modality: s for s in schemas}
 
 def _sizes(schemas):
+    "The most features and annotations, and the widest embedding, of any schema"
     ss = list(schemas.values())
-    return [max(x, default=0) for x in ((len(s.features) for s in ss), (len(s.annotations) for s in ss), (s.width for s in ss))]
+    n_feat = max((len(s.features) for s in ss), default=0)
+    n_ann = max((len(s.annotations) for s in ss), default=0)
+    return n_feat, n_ann, max((s.width for s in ss), default=0)
 
+# %% ../../nbs/10_m4.ipynb #collate-row
 def _row(t, s, n_feat, n_ann):
-    nan = math.nan
+    "A token's features [F], annotations [A,3], which there are [A] and their classes [A]"
+    nan, there = math.nan, [k in t.annotations for k in s.annotations]
     feats = [t.features.get(k, nan) for k in s.features]
-    anns = [[float(t.annotations.get(k, {}).get(p, nan)) for p in _VALUES] for k in s.annotations]
-    there = [k in t.annotations for k in s.annotations]
-    cls = [c.index(t.annotations[k]['class']) if 'class' in t.annotations.get(k, {}) else -1 for k, c in s.annotations.items()]
+    anns, cls = [], []
+    for k, classes in s.annotations.items():
+        a = t.annotations.get(k, {})
+        anns.append([float(a.get(p, nan)) for p in _VALUES])
+        cls.append(classes.index(a['class']) if 'class' in a else -1)
+    feats += [nan]*(n_feat - len(feats))
     short = n_ann - len(anns)
-    return feats + [nan]*(n_feat - len(feats)), anns + [[nan]*3]*short, there + [False]*short, cls + [-1]*short
+    anns += [[nan]*3]*short
+    there += [False]*short
+    cls += [-1]*short
+    return feats, anns, there, cls
 
 # %% ../../nbs/10_m4.ipynb #collate2
 def _stack_embeddings(tokens, width, device):
+    "Embeddings [B,W], zero where there is none, and which there are [B]"
     out = torch.zeros(len(tokens), width, device=device)
-    rows = [i for i, t in enumerate(tokens) if t.embedding is not None]
+    has = [t.embedding is not None for t in tokens]
+    rows = [i for i, there in enumerate(has) if there]
     if rows:
         e = pad_sequence([tokens[i].embedding.to(device) for i in rows], batch_first=True)
-        out = out.index_copy(0, torch.tensor(rows, device=device), F.pad(e, (0, width - e.shape[1])))
-    return out, torch.tensor([t.embedding is not None for t in tokens], dtype=torch.bool, device=device)
+        e = F.pad(e, (0, width - e.shape[1]))            # [rows,W]
+        out = out.index_copy(0, torch.tensor(rows, device=device), e)
+    return out, torch.tensor(has, dtype=torch.bool, device=device)
 
 # %% ../../nbs/10_m4.ipynb #collate3
 def collate(
-    tokens,        # `M4Token`s, any mix of modalities
-    schemas=None,  # Schemas, as dict or sequence; None takes `default_schemas()`
-    sources:SourceVocab|None=None,  # Source ids; None takes `SourceVocab()`
-    device=None    # Where to put the batch; None is the CPU
-) -> M4Batch:      # Batch size `[len(tokens)]`
+    tokens:Iterable[M4Token],                       # Any mix of modalities
+    schemas:Mapping|Iterable[Schema]|None=None,     # By name or one after the other; None takes `default_schemas()`
+    sources:SourceVocab|None=None,                  # Source ids; None takes `SourceVocab()`
+    device:str|torch.device|None=None               # Where to put the batch; None is the CPU
+) -> M4Batch:                                       # Batch size `[len(tokens)]`
     "Check tokens and put them into one batch"
     tokens, schemas, sources = list(tokens), _by_modality(schemas), sources or SourceVocab()
     n_feat, n_ann, width = _sizes(schemas)
     for t in tokens:
         if t.modality not in schemas: _unknown('modality', t.modality, schemas)
         schemas[t.modality].check(t)
-    n, ids = len(tokens), {m: i for i, m in enumerate(schemas)}
-    rows = list(zip(*(_row(t, schemas[t.modality], n_feat, n_ann) for t in tokens))) or [()]*4
-    col = lambda v, shape, dtype: torch.tensor(v, dtype=dtype, device=device).reshape(n, *shape)
-    feats, anns = col(rows[0], [n_feat], torch.float32), col(rows[1], [n_ann, 3], torch.float32)
+    n = len(tokens)
+    ids = {m: i for i, m in enumerate(schemas)}
+    rows = [_row(t, schemas[t.modality], n_feat, n_ann) for t in tokens]
+    feats, anns, there, classes = zip(*rows) if rows else [()]*4
+    def col(v, *shape, dtype): return torch.tensor(v, dtype=dtype, device=device).reshape(n, *shape)
+    feats = col(feats, n_feat, dtype=torch.float32)
+    anns = col(anns, n_ann, 3, dtype=torch.float32)
     emb, has = _stack_embeddings(tokens, width, device)
-    return M4Batch(modality=col([ids[t.modality] for t in tokens], [], torch.long), source=col([sources.id(t.source) for t in tokens], [], torch.long),
-        time=col([t.timestamp for t in tokens], [], torch.float64), duration=col([t.duration_ms for t in tokens], [], torch.float32),
-        embedding=emb, has_embedding=has, features=feats.nan_to_num(0.), feature_mask=~feats.isnan(),
-        annotations=anns.nan_to_num(0.), annotation_mask=~anns.isnan(), annotated=col(rows[2], [n_ann], torch.bool),
-        classes=col(rows[3], [n_ann], torch.long), batch_size=[n])
+    return M4Batch(
+        modality=col([ids[t.modality] for t in tokens], dtype=torch.long),
+        source=col([sources.id(t.source) for t in tokens], dtype=torch.long),
+        time=col([t.timestamp for t in tokens], dtype=torch.float64),
+        duration=col([t.duration_ms for t in tokens], dtype=torch.float32),
+        embedding=emb,
+        has_embedding=has,
+        features=feats.nan_to_num(0.),
+        feature_mask=~feats.isnan(),
+        annotations=anns.nan_to_num(0.),
+        annotation_mask=~anns.isnan(),
+        annotated=col(there, n_ann, dtype=torch.bool),
+        classes=col(classes, n_ann, dtype=torch.long),
+        batch_size=[n])
 
 # %% ../../nbs/10_m4.ipynb #age
 def age_features(
-    time,       # `[B]` float64, when things began, in seconds
-    now,        # Seconds, a number or `[B]`
-    duration    # `[B]` milliseconds
-):              # `[B, 3]`: log age, log distance into the future, log duration; about 0 to 2
+    time:torch.Tensor,       # When things began, in seconds, `[B]` float64
+    now:float|torch.Tensor,  # Seconds, a number or `[B]`
+    duration:torch.Tensor    # Milliseconds, `[B]`
+) -> torch.Tensor:           # `[B, 3]`: log age, log distance into the future, log duration; about 0 to 2
     "Log-scaled age in frames of 50 ms"
-    age = (torch.as_tensor(now, dtype=torch.float64, device=time.device) - time)/0.05
-    return torch.stack([age.clamp(min=0), (-age).clamp(min=0), duration.double()/50], -1).log1p().float()/10
+    now = torch.as_tensor(now, dtype=torch.float64, device=time.device)
+    age = (now - time)/0.05
+    frames = torch.stack([age.clamp(min=0), (-age).clamp(min=0), duration.double()/50], -1)
+    return frames.log1p().float()/10
 
 # %% ../../nbs/10_m4.ipynb #encoder
 class M4InputEncoder(nn.Module):
     "Mixed batch of M4 tokens -> one vector each"
     def __init__(self,
-        d_model:int=64,   # Width of the result
-        schemas=None,     # Schemas, as dict or sequence; None takes `default_schemas()`
-        sources:SourceVocab|None=None  # Source vocabulary; None takes `SourceVocab()`
+        d_model:int=64,                             # Width of the result
+        schemas:Mapping|Iterable[Schema]|None=None, # By name or one after the other; None takes `default_schemas()`
+        sources:SourceVocab|None=None               # Source vocabulary; None takes `SourceVocab()`
     ):
         super().__init__()
         self.schemas, self.sources, self.d_model = _by_modality(schemas), sources or SourceVocab(), d_model
-        ss = list(self.schemas.values())
         self.n_feat, self.n_ann, self.width = _sizes(self.schemas)
+        self.register_buffer('scale', _scales(self.schemas, self.n_feat), persistent=False)
+        ss = list(self.schemas.values())
         self.n_cls = max((len(c) for s in ss for c in s.annotations.values()), default=0)
         side = 2*self.n_feat + self.n_ann*(7 + self.n_cls)
-        self.embed = nn.ModuleDict({k: nn.Linear(s.width, d_model, bias=False) for k, s in self.schemas.items() if s.width})
+        embed = {k: nn.Linear(s.width, d_model, bias=False) for k, s in self.schemas.items() if s.width}
+        self.embed = nn.ModuleDict(embed)
         self.side = nn.Linear(len(ss)*side, d_model, bias=False)
-        nn.init.uniform_(self.side.weight, -(side or 1)**-.5, (side or 1)**-.5)
-        self.modality, self.source = nn.Embedding(len(ss), d_model), nn.Embedding(len(self.sources), d_model)
+        bound = (side or 1)**-.5                    # As if each sense had a matrix of its own
+        nn.init.uniform_(self.side.weight, -bound, bound)
+        self.modality = nn.Embedding(len(ss), d_model)
+        self.source = nn.Embedding(len(self.sources), d_model)
         self.age = nn.Linear(3, d_model)
-        self.mix = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, 2*d_model), nn.GELU(), nn.Linear(2*d_model, d_model))
+        wide = 2*d_model
+        self.mix = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, wide), nn.GELU(), nn.Linear(wide, d_model))
         self.norm = nn.LayerNorm(d_model)
-        scale = [[s.scales.get(k, 1.) for k in s.features] + [1.]*(self.n_feat - len(s.features)) for s in ss]
-        self.register_buffer('scale', torch.tensor(scale), persistent=False)
+
+# %% ../../nbs/10_m4.ipynb #scales
+def _scales(schemas, n_feat):
+    "Typical sizes of the features, [senses,F]"
+    rows = []
+    for s in schemas.values():
+        row = [s.scales.get(k, 1.) for k in s.features]
+        rows.append(row + [1.]*(n_feat - len(row)))
+    return torch.tensor(rows)
 
 # %% ../../nbs/10_m4.ipynb #side
 @patch
-def side_row(self:M4InputEncoder, b:M4Batch):
-    "`[B, S]` features, annotations, presence and classes"
-    f = torch.asinh(b.features/self.scale[b.modality])
+def side_row(self:M4InputEncoder,
+    b:M4Batch        # Tokens, batch size `[B]`
+) -> torch.Tensor:   # `[B, S]`
+    "Features, annotations, presence and classes in one row"
+    f = torch.asinh(b.features/self.scale[b.modality])                      # [B,F]
     value, confidence, latency = b.annotations.unbind(-1)
     a = torch.stack([torch.asinh(value), confidence, latency.log1p()/5], -1)
-    c = F.one_hot(b.classes + 1, self.n_cls + 1)[..., 1:]
+    c = F.one_hot(b.classes + 1, self.n_cls + 1)[..., 1:]                   # [B,A,classes]
     parts = f, b.feature_mask, a, b.annotation_mask, b.annotated, c
-    return torch.cat([p.flatten(1).to(f.dtype) for p in parts], -1)
+    rows = [p.flatten(1).to(f.dtype) for p in parts]
+    return torch.cat(rows, -1)
 
 # %% ../../nbs/10_m4.ipynb #forward
 @patch
 def forward(self:M4InputEncoder,
-    b:M4Batch,  # Tokens, batch size `[B]`
-    now,        # Present moment in Unix seconds, a number or `[B]`
-    only=None   # Modalities there can be, if not all; saves the others' products
-):              # `[B, d_model]`
+    b:M4Batch,                   # Tokens, batch size `[B]`
+    now:float|torch.Tensor,      # Present moment in Unix seconds, a number or `[B]`
+    only:Iterable[str]|None=None # Modalities there can be, if not all; saves the others' products
+) -> torch.Tensor:               # `[B, d_model]`
     "Encode a batch as seen at the moment `now`"
-    got, want = (b.features.shape[-1], *b.annotated.shape[1:], b.embedding.shape[-1]), (self.n_feat, self.n_ann, self.width)
-    if got != want: raise ValueError(f'batch: expected {want} features, annotations and embedding width, got {got}; collate with the same schemas')
-    here = F.one_hot(b.modality, len(self.schemas)).to(b.features.dtype)
-    h = self.side((here[:, :, None]*self.side_row(b)[:, None]).flatten(1))
-    for i, k in enumerate(self.schemas):
-        if k in self.embed and (only is None or k in only): h = h + self.embed[k](b.embedding[:, :self.schemas[k].width])*(here[:, i]*b.has_embedding)[:, None]
-    h = h + self.modality(b.modality) + self.source(b.source) + self.age(age_features(b.time, now, b.duration))
+    _fits(self, b)
+    here = F.one_hot(b.modality, len(self.schemas)).to(b.features.dtype)    # [B,senses]
+    side = here[:, :, None]*self.side_row(b)[:, None]                       # [B,senses,S]: each sense has its columns
+    h = self.side(side.flatten(1))                                          # [B,d_model]
+    for i, (k, s) in enumerate(self.schemas.items()):
+        if k not in self.embed or (only is not None and k not in only): continue
+        own = here[:, i]*b.has_embedding
+        h = h + self.embed[k](b.embedding[:, :s.width])*own[:, None]
+    age = age_features(b.time, now, b.duration)
+    h = h + self.modality(b.modality) + self.source(b.source) + self.age(age)
     return self.norm(h + self.mix(h))
+
+# %% ../../nbs/10_m4.ipynb #fits
+def _fits(encoder, b):
+    want = encoder.n_feat, encoder.n_ann, encoder.width
+    got = (b.features.shape[-1], *b.annotated.shape[1:], b.embedding.shape[-1])
+    if got == want: return
+    text = f'batch: expected {want} features, annotations and embedding width, got {got}'
+    raise ValueError(f'{text}; collate with the same schemas')
 
 # %% ../../nbs/10_m4.ipynb #encoder-collate
 @patch
 def collate(self:M4InputEncoder,
-    tokens,     # Tokens, any mix of modalities
-    device=None # None is where the encoder is
+    tokens:Iterable[M4Token],           # Any mix of modalities
+    device:str|torch.device|None=None   # None is where the encoder is
 ) -> M4Batch:
     "Batch tokens with this encoder's schemas and sources"
     return collate(tokens, self.schemas, self.sources, device or self.age.weight.device)

@@ -7,7 +7,9 @@ __all__ = ['EMOTIONS', 'Clip', 'find_clips', 'load_clip', 'Scene', 'scene', 'Stu
 
 # %% ../../nbs/16_scenes.ipynb #imports
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 import numpy as np, soundfile as sf
 from fastcore.basics import patch
 from scipy.signal import resample_poly
@@ -31,34 +33,51 @@ class Clip:
     stop: float|None = None  # Seconds; None is the end
 
 # %% ../../nbs/16_scenes.ipynb #layout
-_LAYOUT = dict(
-    fsdd=('fsdd/recordings/*.wav', lambda n: dict(speech=True, speaker='fsdd-'+n.split('_')[1], take=int(n.split('_')[2]))),
-    librispeech=('librispeech_mini/*.flac', lambda n: dict(speech=True, speaker='libri-'+n.split('-')[0])),
-    voices=('voices/*/*.wav', lambda n: dict(speech=True)),
-    emodb=('emodb/*.flac', lambda n: dict(speech=True, speaker='emodb-'+n[:2], affect=EMOTIONS[n[5]])),
-    oxygen=('nonspeech/ui_oxygen/*.wav', lambda n: dict(speech=False)),
-    freedesktop=('nonspeech/ui_freedesktop/*.wav', lambda n: dict(speech=False)),
-    noise=('nonspeech/noise_speechbrain/*.wav', lambda n: dict(speech=False)))
+def _fsdd(name):
+    _, who, take = name.split('_')
+    return dict(speech=True, speaker='fsdd-'+who, take=int(take))
+def _libri(name): return dict(speech=True, speaker='libri-'+name.split('-')[0])
+def _emodb(name): return dict(speech=True, speaker='emodb-'+name[:2], affect=EMOTIONS[name[5]])
+def _voices(name): return dict(speech=True)
+def _other(name): return dict(speech=False)
 
+_LAYOUT = dict(
+    fsdd=('fsdd/recordings/*.wav', _fsdd),
+    librispeech=('librispeech_mini/*.flac', _libri),
+    voices=('voices/*/*.wav', _voices),
+    emodb=('emodb/*.flac', _emodb),
+    oxygen=('nonspeech/ui_oxygen/*.wav', _other),
+    freedesktop=('nonspeech/ui_freedesktop/*.wav', _other),
+    noise=('nonspeech/noise_speechbrain/*.wav', _other))
+
+# %% ../../nbs/16_scenes.ipynb #find
 def find_clips(
-    root=None,  # Data folder; None is the one that is configured
-    sources=tuple(_LAYOUT)  # Collections wanted
-) -> list:      # `Clip`s in order of path; empty without data
+    root:Path|None=None,                   # Data folder; None is the one that is configured
+    sources:Iterable[str]=tuple(_LAYOUT)   # Collections wanted
+) -> list:                                 # `Clip`s in order of path; empty without data
     "The labelled recordings at hand"
     root = root or data_root()
-    found = [] if root is None else [Clip(str(f), s, **_LAYOUT[s][1](f.stem)) for s in sources for f in sorted(root.glob(_LAYOUT[s][0]))]
-    return [c if c.source != 'voices' else Clip(c.path, c.source, True, 'voice-'+re.split(r'[\\/]', c.path)[-2]) for c in found]
+    if root is None: return []
+    found = []
+    for s in sources:
+        files, labels = _LAYOUT[s]
+        for f in sorted(root.glob(files)):
+            said = labels(f.stem)
+            if s == 'voices': said['speaker'] = 'voice-'+f.parent.name
+            found.append(Clip(str(f), s, **said))
+    return found
 
 # %% ../../nbs/16_scenes.ipynb #load
 def load_clip(
-    clip:Clip,
-    config:AudioConfig|None=None # Rate wanted; None is the default one
-) -> np.ndarray:                 # Mono float32
+    clip:Clip,                    # What to load, or part of it
+    config:AudioConfig|None=None  # Rate wanted; None is the default one
+) -> np.ndarray:                  # Mono float32
     "Samples of a clip, mended and resampled"
     with sf.SoundFile(clip.path) as f:
         f.seek(int(clip.start*f.samplerate))
         n = -1 if clip.stop is None else int((clip.stop-clip.start)*f.samplerate)
-        return clean_audio(f.read(n, dtype='float32', always_2d=True), f.samplerate, config)[0].numpy()
+        x = f.read(n, dtype='float32', always_2d=True)   # [N,C]
+        return clean_audio(x, f.samplerate, config)[0].numpy()
 
 # %% ../../nbs/16_scenes.ipynb #scene-class
 @dataclass
@@ -79,44 +98,61 @@ def _labels(db_event, db_bed, loud, speech):
     "is_sound, is_speech and whether the event goes on, for one event's frames"
     over = db_event - db_bed
     heard = (over > 9) & (db_event > loud-25)
-    sure = np.where(heard, 1., np.where((over < 0) | (db_event < loud-45), 0., np.nan))
-    on = np.flatnonzero(heard)
+    unheard = (over < 0) | (db_event < loud-45)
+    unsure = np.where(unheard, 0., np.nan)
+    sound = np.where(heard, 1., unsure)
     going = np.zeros(len(db_event), bool)
+    on = np.flatnonzero(heard)
     if len(on): going[on[0]:on[-1]+1] = True
-    return np.where(going & (sure == 0), np.nan, sure), np.where(going, float(speech), 0.), going
+    sound = np.where(going & (sound == 0), np.nan, sound)
+    return sound, np.where(going, float(speech), 0.), going
 
 # %% ../../nbs/16_scenes.ipynb #scene
 def scene(
-    events,          # [(samples, speech, speaker, affect)]
-    gaps,            # Frames of bed before each event, and after the last: one more than events
-    bed,             # Samples that repeat under it all
-    snr:float=60.,   # Decibels by which the events are louder than the bed
-    level:float=-26.,# Loudness of the events, dBFS
-    frame:int=800,
-    **kw             # `source` and `noise` of the scene
-) -> Scene:
+    events:Sequence[tuple],  # (samples, speech, speaker, affect) of each
+    gaps:Sequence[int],      # Frames of bed before each event, and after the last: one more than events
+    bed:np.ndarray,          # Samples that repeat under it all
+    snr:float=60.,           # Decibels by which the events are louder than the bed
+    level:float=-26.,        # Loudness of the events, dBFS
+    frame:int=800,           # Samples per frame
+    **kw                     # `source` and `noise` of the scene
+) -> Scene:                  # Of as many frames as gaps and events have
     "Put events over a bed"
-    if len(gaps) != len(events)+1: raise ValueError(f'gaps: got {len(gaps)}, expected one more than the {len(events)} events')
+    if len(gaps) != len(events)+1:
+        raise ValueError(f'gaps: got {len(gaps)}, expected one more than the {len(events)} events')
     lengths = [-(-len(x)//frame) for x, *_ in events]
     T = sum(gaps) + sum(lengths)
     bed = at_level(np.resize(bed, T*frame), level-snr)
-    s = Scene(bed.copy(), np.zeros(T), np.zeros(T), np.arange(T), np.full(T, -1), [e[2] for e in events], [e[3] for e in events], **kw)
+    s = _empty(bed.copy(), T, events, **kw)
     at, floor = 0, frame_db(bed, frame)
-    for i, ((x, speech, *_), gap, n) in enumerate(zip(events, gaps, lengths)): at = _place(s, i, at_level(x, level), speech, at+gap, n, floor, frame)
+    for i, (x, speech, *_) in enumerate(events):
+        at, n = at + gaps[i], lengths[i]
+        _place(s, i, at_level(x, level), speech, at, floor[at:at+n], frame)
+        at += n
     s.samples = s.samples.clip(-1, 1)
     return s
 
-def _place(s, i, x, speech, at, n, floor, frame):
+# %% ../../nbs/16_scenes.ipynb #scene-place
+def _empty(samples, T, events, **kw):
+    "A scene in which nothing happens yet"
+    none, away = np.zeros(T), np.full(T, -1)
+    speakers, affects = [e[2] for e in events], [e[3] for e in events]
+    return Scene(samples, none, none.copy(), np.arange(T), away, speakers, affects, **kw)
+
+# %% ../../nbs/16_scenes.ipynb #place
+def _place(s, i, x, speech, at, floor, frame):
+    "Event number i over the bed from frame `at` on, with its labels; floor: the bed's level under it"
+    n = len(floor)
     s.samples[at*frame:at*frame+len(x)] += x
-    sound, talk, going = _labels(frame_db(x, frame), floor[at:at+n], loudness(x), speech)
-    s.is_sound[at:at+n], s.is_speech[at:at+n] = sound, talk
-    if going.any():
-        on, off = at+np.flatnonzero(going)[[0, -1]]
-        s.event[on:off+1] = i
-        s.since[on:off+1] = np.arange(off+1-on)
-        s.since[off+1:] = np.arange(len(s.since)-off-1)
-        if speech: s.is_speech[off+1:off+5] = np.nan
-    return at+n
+    sound, talk, going = _labels(frame_db(x, frame), floor, loudness(x), speech)
+    s.is_sound[at:at+n] = sound
+    s.is_speech[at:at+n] = talk
+    if not going.any(): return
+    on, off = at+np.flatnonzero(going)[[0, -1]]
+    s.event[on:off+1] = i
+    s.since[on:off+1] = np.arange(off+1-on)
+    s.since[off+1:] = np.arange(len(s.since)-off-1)
+    if speech: s.is_speech[off+1:off+5] = np.nan
 
 # %% ../../nbs/16_scenes.ipynb #studio
 @dataclass
@@ -127,90 +163,137 @@ class StudioConfig(Config):
     longest: float = 2.2        # Seconds of an event at most
     brief: float = .4           # Share of events that are cut shorter: words are short, too
     strength: float = 1.        # Of channel and room, at most; a third of the scenes have none, a third .4 of it
-    speed: float = 0.           # Clips are played faster or slower by up to this log ratio, and higher or lower with it: other voices
-    snr: tuple[float, ...] = (0., 40.)     # Decibels, from and to; a third of the scenes have almost none
-    level: tuple[float, ...] = (-45., -12.)# Loudness, dBFS
+    speed: float = 0.           # Clips play faster or slower by up to this log ratio, and higher or lower: other voices
+    snr: tuple[float, ...] = (0., 40.)      # Decibels, from and to; a third of the scenes have almost none
+    level: tuple[float, ...] = (-45., -12.) # Loudness, dBFS
     invented: float = .5        # Share of invented sounds among events that are not speech
+
     def validate(self):
         self.need('events', self.events >= 1, 'at least 1')
         self.need('speed', 0 <= self.speed < 1, 'from 0 to below 1')
-        self.need('frames', self.frames >= self.events*(20*self.longest+6), 'room for the events and gaps of 6 frames')
+        room = self.frames >= self.events*(20*self.longest+6)
+        self.need('frames', room, 'room for the events and gaps of 6 frames')
 
 # %% ../../nbs/16_scenes.ipynb #studio-class
 class Studio:
     "Draws scenes from clips"
     def __init__(self,
-        clips,                     # What may be played
-        config:StudioConfig=None,
-        beds=('still', 'invented', 'noise') # What may lie under it; 'noise' are the recorded ones
+        clips:Iterable[Clip],          # What may be played
+        config:StudioConfig|None=None, # None is the default one
+        beds:Sequence[str]=('still', 'invented', 'noise') # What may lie under it; 'noise' are the recorded ones
     ):
         self.config, self.beds, self._cache = config or StudioConfig(), beds, {}
         self.clips = list(clips)
         self.noise = [c for c in self.clips if c.source == 'noise']
 
+# %% ../../nbs/16_scenes.ipynb #studio-load
 @patch
-def load(self:Studio, clip):
+def load(self:Studio,
+    clip:Clip      # What to load
+) -> np.ndarray:   # Mono float32
     "Samples of a clip, kept for the next time"
     if clip not in self._cache: self._cache[clip] = load_clip(clip)
     return self._cache[clip]
 
 # %% ../../nbs/16_scenes.ipynb #faster
 def faster(
-    x,          # Samples [N]
-    by:float    # Factor of speed and pitch
-):              # [N/by]
+    x:np.ndarray,   # Samples [N]
+    by:float        # Factor of speed and pitch
+) -> np.ndarray:    # [N/by]
     "Play at another speed"
     return resample_poly(x, 100, round(100*by)).astype('float32')
 
 # %% ../../nbs/16_scenes.ipynb #studio-parts
 @patch
-def bed(self:Studio, g, kind, n):
+def bed(self:Studio,
+    g:np.random.Generator,  # Source of chance
+    kind:str,               # 'noise' a recorded one, 'invented' a coloured one; else white
+    n:int                   # Samples wanted
+) -> np.ndarray:            # [n]
     "Noise of a kind"
     if kind == 'noise' and self.noise:
-        x = np.resize(self.load(self.noise[g.integers(len(self.noise))]), 20*n)
+        x = self.load(self.noise[g.integers(len(self.noise))])
+        x = np.resize(x, 20*n)
         return np.roll(x, g.integers(len(x)))[:n] + 1e-6
     return coloured(g, n) if kind == 'invented' else g.standard_normal(n)
 
+# %% ../../nbs/16_scenes.ipynb #studio-event
 @patch
-def event(self:Studio, g, clip=None, where=(0., 0)):
+def event(self:Studio,
+    g:np.random.Generator,  # Source of chance
+    clip:Clip|None=None,    # What is played; None invents a sound
+    where:tuple=(0., 0)     # Strength and seed of the scene's channel
+) -> np.ndarray:            # Samples
     "Samples of a clip, or of an invented sound, not longer than an event may be, through the scene's channel"
-    longest, (strength, seed) = self.config.longest, where
-    x = invent(g, uniform(g, .15, longest)) if clip is None else self.load(clip)
-    if self.config.speed and clip is not None: x = faster(x, float(np.exp(uniform(g, -self.config.speed, self.config.speed))))
-    n = int(16000*(longest if g.random() > self.config.brief else uniform(g, .15, longest)))
-    if len(x) > n: x = x[(i := g.integers(len(x)-n)):i+n]
+    c, (strength, seed) = self.config, where
+    if clip is None: x = invent(g, uniform(g, .15, c.longest))
+    else: x = self.load(clip)
+    if c.speed and clip is not None:
+        by = np.exp(uniform(g, -c.speed, c.speed))
+        x = faster(x, float(by))
+    seconds = c.longest if g.random() > c.brief else uniform(g, .15, c.longest)
+    n = int(16000*seconds)
+    if len(x) > n:
+        i = g.integers(len(x)-n)
+        x = x[i:i+n]
     return channel(x, np.random.default_rng(seed), strength) if strength else x
 
 # %% ../../nbs/16_scenes.ipynb #studio-draw
 @patch
 def draw(self:Studio,
-    g:np.random.Generator,  # Source of chance
-    clips=None              # To choose the events from; None for invented sounds only
+    g:np.random.Generator,            # Source of chance
+    clips:Sequence[Clip]|None=None    # To choose the events from; None for invented sounds only
 ) -> Scene:
     "A scene of one collection"
     c = self.config
-    pick = lambda: None if not clips or (not clips[0].speech and g.random() < c.invented) else clips[g.integers(len(clips))]
-    chosen = [pick() for _ in range(c.events)]
-    where = c.strength*float(g.choice([0., .4, 1.])), int(g.integers(2**31))
-    events = [(self.event(g, k, where), bool(k and k.speech), k and k.speaker, k and k.affect) for k in chosen]
-    free = c.frames - sum(-(-len(x)//800) for x, *_ in events) - 5*len(events)
-    gaps = 5*(np.arange(len(events)+1) < len(events)) + g.multinomial(free, np.ones(len(events)+1)/(len(events)+1))
+    chosen = [self._pick(g, clips) for _ in range(c.events)]
+    strength = c.strength*float(g.choice([0., .4, 1.]))
+    where = strength, int(g.integers(2**31))
+    events = []
+    for k in chosen:
+        x = self.event(g, k, where)
+        events.append((x, k.speech, k.speaker, k.affect) if k else (x, False, None, None))
+    gaps = self._gaps(g, events)
     kind = self.beds[g.integers(len(self.beds))]
-    return scene(events, gaps.tolist(), self.bed(g, kind, c.frames*800), uniform(g, 40, 60) if kind == 'still' else uniform(g, *c.snr), uniform(g, *c.level),
-        source=clips[0].source if clips else 'invented', noise=kind)
+    bed = self.bed(g, kind, c.frames*800)
+    snr = uniform(g, 40, 60) if kind == 'still' else uniform(g, *c.snr)
+    level = uniform(g, *c.level)
+    return scene(events, gaps, bed, snr, level, source=clips[0].source if clips else 'invented', noise=kind)
+
+# %% ../../nbs/16_scenes.ipynb #studio-pick
+@patch
+def _pick(self:Studio, g, clips):
+    "A clip, or None for an invented sound"
+    if not clips: return None
+    if not clips[0].speech and g.random() < self.config.invented: return None
+    return clips[g.integers(len(clips))]
+
+# %% ../../nbs/16_scenes.ipynb #studio-gaps
+@patch
+def _gaps(self:Studio, g, events):
+    "Frames of bed before each event and after the last"
+    n = len(events)
+    used = sum(-(-len(x)//800) for x, *_ in events)
+    free = self.config.frames - used - 5*n
+    least = 5*(np.arange(n+1) < n)
+    gaps = least + g.multinomial(free, np.ones(n+1)/(n+1))
+    return gaps.tolist()
 
 # %% ../../nbs/16_scenes.ipynb #single
 @patch
 def single(self:Studio,
-    clip:Clip,
+    clip:Clip,        # The event
     snr:float=50.,    # Decibels
     before:int=10,    # Frames of bed before
     frames:int=60,    # Length of the scene
-    seed:int=0,
+    seed:int=0,       # Of the bed, together with the clip's name
     kind:str='noise'  # Bed
 ) -> Scene:
     "One clip as it is, over a bed"
-    g = np.random.default_rng([seed, *re.split(r'[\\/]', clip.path)[-1].encode()])
+    name = re.split(r'[\\/]', clip.path)[-1]
+    g = np.random.default_rng([seed, *name.encode()])
     x = self.load(clip)[:(frames-before)*800]
     after = frames - before - -(-len(x)//800)
-    return scene([(x, clip.speech, clip.speaker, clip.affect)], [before, after], self.bed(g, kind if snr < 50 else 'still', frames*800), snr, source=clip.source, noise=kind)
+    bed = self.bed(g, kind if snr < 50 else 'still', frames*800)
+    events = [(x, clip.speech, clip.speaker, clip.affect)]
+    return scene(events, [before, after], bed, snr, source=clip.source, noise=kind)

@@ -11,51 +11,104 @@ import numpy as np
 from scipy.signal import fftconvolve, lfilter
 
 # %% ../../nbs/15_sounds.ipynb #synth-parts
-def uniform(g, lo, hi, log=False): return float(np.exp(g.uniform(np.log(lo), np.log(hi))) if log else g.uniform(lo, hi))
+def uniform(
+    g:np.random.Generator,  # Source of chance
+    lo:float,               # From
+    hi:float,               # To
+    log:bool=False          # Uniform in the logarithm
+) -> float:
+    "A number between two"
+    if not log: return float(g.uniform(lo, hi))
+    return float(np.exp(g.uniform(np.log(lo), np.log(hi))))
 
 def _envelope(g, n, rate):
     "Attack and decay, sometimes repeated"
     t = np.arange(n)/rate
     every = uniform(g, .08, 1., True) if g.random() < .5 else n/rate
     t = t % every
-    return np.minimum(t/uniform(g, .002, .08, True), 1)*np.exp(-t/uniform(g, .03, 2., True))
+    attack = np.minimum(t/uniform(g, .002, .08, True), 1)
+    return attack*np.exp(-t/uniform(g, .03, 2., True))
 
+# %% ../../nbs/15_sounds.ipynb #partials
 def _partials(g, f, rate, harmonic=True):
     "A tone of instantaneous frequency f [n] with partials"
     k = np.arange(1, g.integers(2, 16))
     ratio = k*1. if harmonic else np.sort(g.uniform(1, 8, len(k)))
-    amp = k**-uniform(g, .3, 2.)*g.uniform(.2, 1, len(k))
+    fall = k**-uniform(g, .3, 2.)
+    amp = fall*g.uniform(.2, 1, len(k))
     phase = 2*np.pi*np.cumsum(f)/rate
-    return sum(a*np.sin(r*phase + g.uniform(0, 6.3)) for a, r in zip(amp, ratio) if r*f.max() < rate/2)
+    x, top = 0, rate/2
+    for a, r in zip(amp, ratio):
+        if r*f.max() < top: x = x + a*np.sin(r*phase + g.uniform(0, 6.3))
+    return x
 
-def coloured(g, n):
+def coloured(
+    g:np.random.Generator,  # Source of chance
+    n:int                   # Samples
+) -> np.ndarray:            # [n], of variance 1
     "Noise with a random slope and a random resonance"
     f = np.fft.rfftfreq(n) + 1/n
-    shape = f**-uniform(g, 0, 1.2)*(1 + uniform(g, 0, 20)*np.exp(-.5*(np.log(f/uniform(g, .01, .4, True))/uniform(g, .05, .8))**2))
+    slope = f**-uniform(g, 0, 1.2)
+    strength = uniform(g, 0, 20)
+    off = np.log(f/uniform(g, .01, .4, True))/uniform(g, .05, .8)
+    shape = slope*(1 + strength*np.exp(-.5*off**2))
     x = np.fft.irfft(np.fft.rfft(g.standard_normal(n))*shape, n)
     return x/(x.std() + 1e-9)
 
 # %% ../../nbs/15_sounds.ipynb #synth
 def _wave(g, n, rate, hz): return np.sin(2*np.pi*hz*np.arange(n)/rate + g.uniform(0, 6.3))
+def _steady(g, n, lo, hi): return np.full(n, uniform(g, lo, hi, True))
 
-SOUNDS = dict(
-    tone=lambda g, n, r: _partials(g, np.full(n, uniform(g, 80, 3000, True)), r)*_envelope(g, n, r),
-    bell=lambda g, n, r: _partials(g, np.full(n, uniform(g, 150, 1500, True)), r, False)*_envelope(g, n, r),
-    melody=lambda g, n, r: _partials(g, np.repeat(uniform(g, 120, 900, True)*2**(g.integers(-7, 8, 1 + n//(m := int(r*uniform(g, .06, .4))))/12), m)[:n], r)*_envelope(g, n, r),
-    siren=lambda g, n, r: _partials(g, uniform(g, 200, 1500, True)*2**(uniform(g, .1, 1.)*_wave(g, n, r, uniform(g, .3, 8, True))), r),
-    sweep=lambda g, n, r: _partials(g, np.geomspace(uniform(g, 100, 3000, True), uniform(g, 100, 3000, True), n), r)*_envelope(g, n, r),
-    engine=lambda g, n, r: _partials(g, uniform(g, 30, 200, True)*(1 + .05*_wave(g, n, r, uniform(g, .2, 3))), r) + uniform(g, .1, 1)*coloured(g, n),
-    wash=lambda g, n, r: coloured(g, n)*(1 + uniform(g, 0, .9)*_wave(g, n, r, uniform(g, .3, 12, True))),
-    burst=lambda g, n, r: coloured(g, n)*_envelope(g, n, r),
-    crackle=lambda g, n, r: lfilter([1.], [1., -uniform(g, .3, .98)], (g.random(n) < uniform(g, .0005, .02, True))*g.standard_normal(n)),
-    chord=lambda g, n, r: sum(_partials(g, np.full(n, b*2**(k/12)), r) for b in [uniform(g, 80, 500, True)] for k in (0, g.integers(3, 5), 7))*_envelope(g, n, r))
+def _tone(g, n, r): return _partials(g, _steady(g, n, 80, 3000), r)*_envelope(g, n, r)
+def _bell(g, n, r): return _partials(g, _steady(g, n, 150, 1500), r, False)*_envelope(g, n, r)
+def _burst(g, n, r): return coloured(g, n)*_envelope(g, n, r)
+
+def _melody(g, n, r):
+    base = uniform(g, 120, 900, True)
+    m = int(r*uniform(g, .06, .4))                    # Samples of a note
+    notes = base*2**(g.integers(-7, 8, 1 + n//m)/12)
+    return _partials(g, np.repeat(notes, m)[:n], r)*_envelope(g, n, r)
+
+def _sweep(g, n, r):
+    first, last = uniform(g, 100, 3000, True), uniform(g, 100, 3000, True)
+    return _partials(g, np.geomspace(first, last, n), r)*_envelope(g, n, r)
+
+# %% ../../nbs/15_sounds.ipynb #synth-more
+def _siren(g, n, r):
+    base, depth = uniform(g, 200, 1500, True), uniform(g, .1, 1.)
+    octaves = depth*_wave(g, n, r, uniform(g, .3, 8, True))
+    return _partials(g, base*2**octaves, r)
+
+def _engine(g, n, r):
+    base = uniform(g, 30, 200, True)
+    hum = _partials(g, base*(1 + .05*_wave(g, n, r, uniform(g, .2, 3))), r)
+    return hum + uniform(g, .1, 1)*coloured(g, n)
+
+def _wash(g, n, r):
+    noise, depth = coloured(g, n), uniform(g, 0, .9)
+    return noise*(1 + depth*_wave(g, n, r, uniform(g, .3, 12, True)))
+
+# %% ../../nbs/15_sounds.ipynb #synth-last
+def _crackle(g, n, r):
+    echo = [1., -uniform(g, .3, .98)]
+    clicks = g.random(n) < uniform(g, .0005, .02, True)
+    return lfilter([1.], echo, clicks*g.standard_normal(n))
+
+def _chord(g, n, r):
+    base = uniform(g, 80, 500, True)
+    notes = 0, g.integers(3, 5), 7                    # Minor or major
+    x = sum(_partials(g, np.full(n, base*2**(k/12)), r) for k in notes)
+    return x*_envelope(g, n, r)
+
+SOUNDS = dict(tone=_tone, bell=_bell, melody=_melody, siren=_siren, sweep=_sweep,
+    engine=_engine, wash=_wash, burst=_burst, crackle=_crackle, chord=_chord)
 
 # %% ../../nbs/15_sounds.ipynb #synth-fn
 def invent(
     g:np.random.Generator,  # Source of chance
-    seconds:float,
+    seconds:float,          # Length
     kind:str|None=None,     # One of `SOUNDS`; None is any
-    rate:int=16000
+    rate:int=16000          # Samples per second
 ) -> np.ndarray:            # Peak 1
     "A sound that is not speech"
     kind = kind or list(SOUNDS)[g.integers(len(SOUNDS))]
@@ -66,58 +119,89 @@ def invent(
 # %% ../../nbs/15_sounds.ipynb #voice
 def babble(
     g:np.random.Generator,  # Source of chance
-    seconds:float,
+    seconds:float,          # Length
     pitch:float=120.,       # Hz
-    rate:int=16000
+    rate:int=16000          # Samples per second
 ) -> np.ndarray:            # Peak 1
     "Something like a voice: pulses through moving formants, a syllable at a time"
     n, out = int(seconds*rate), []
     while sum(map(len, out)) < n:
-        m = int(rate*uniform(g, .1, .3))
-        f = pitch*2**(np.linspace(*g.uniform(-.3, .3, 2), m) + .02*_wave(g, m, rate, 5))
-        x = np.diff(np.floor(np.cumsum(f)/rate), prepend=0.) + .02*g.standard_normal(m)
-        for centre, width in ((uniform(g, 300, 900), 90), (uniform(g, 900, 2300), 120), (uniform(g, 2300, 3200), 180)):
-            r = math.exp(-math.pi*width/rate)
-            x = lfilter([1.], [1., -2*r*math.cos(2*math.pi*centre/rate), r*r], x)
-        out += [x/np.abs(x).max()*np.hanning(m), np.zeros(int(rate*uniform(g, .0, .1)))]
+        out.append(_syllable(g, pitch, rate))
+        pause = int(rate*uniform(g, .0, .1))
+        out.append(np.zeros(pause))
     return np.concatenate(out)[:n].astype(np.float32)
+
+# %% ../../nbs/15_sounds.ipynb #syllable
+def _syllable(g, pitch, rate):
+    "Pulses with some breath, through three formants"
+    m = int(rate*uniform(g, .1, .3))
+    glide = np.linspace(*g.uniform(-.3, .3, 2), m)
+    f = pitch*2**(glide + .02*_wave(g, m, rate, 5))                   # Hz, [m]
+    pulses = np.diff(np.floor(np.cumsum(f)/rate), prepend=0.)
+    x = pulses + .02*g.standard_normal(m)
+    formants = (uniform(g, 300, 900), 90), (uniform(g, 900, 2300), 120), (uniform(g, 2300, 3200), 180)
+    for centre, width in formants:
+        r = math.exp(-math.pi*width/rate)
+        x = lfilter([1.], [1., -2*r*math.cos(2*math.pi*centre/rate), r*r], x)
+    return x/np.abs(x).max()*np.hanning(m)
 
 # %% ../../nbs/15_sounds.ipynb #channel
 def channel(
-    x,                      # Samples [n]
+    x:np.ndarray,           # Samples [n]
     g:np.random.Generator,  # Source of chance
     strength:float=1.,      # Scales the decibels; 0 changes nothing
-    rate:int=16000
-) -> np.ndarray:
+    rate:int=16000          # Samples per second
+) -> np.ndarray:            # [n]
     "Through a random microphone and, half the time, a random room"
-    f = np.fft.rfftfreq(1024, 1/rate)
-    octave = np.log2(np.maximum(f, 30)/1000)
-    db = uniform(g, -4, 4)*octave
-    for _ in range(3): db = db + uniform(g, -8, 8)*np.exp(-.5*((octave - uniform(g, -4, 2))/uniform(g, .2, 1.))**2)
-    if g.random() < .3: db = db - 24*np.clip(np.log2(uniform(g, 100, 350)/np.maximum(f, 10)), 0, 3)
+    db = _response(g, np.fft.rfftfreq(1024, 1/rate))
     h = np.fft.irfft(10**(strength*db/20))
     h = np.roll(h, 512)*np.hanning(1024)
     y = fftconvolve(x, h)[512:512+len(x)]
     if g.random() < .5*min(1, strength):
         n = int(rate*uniform(g, .05, .4, True))
         tail = g.standard_normal(n)*np.exp(-5*np.arange(n)/n)
-        y = y + uniform(g, .05, .6)*fftconvolve(y, tail/np.sqrt((tail**2).sum()))[:len(y)]
+        power = (tail**2).sum()
+        y = y + uniform(g, .05, .6)*fftconvolve(y, tail/np.sqrt(power))[:len(y)]
     return y.astype(np.float32)
+
+# %% ../../nbs/15_sounds.ipynb #response
+def _response(g, f):
+    "Decibels of a random microphone at the frequencies f"
+    octave = np.log2(np.maximum(f, 30)/1000)
+    db = uniform(g, -4, 4)*octave
+    for _ in range(3):
+        height = uniform(g, -8, 8)
+        off = (octave - uniform(g, -4, 2))/uniform(g, .2, 1.)
+        db = db + height*np.exp(-.5*off**2)
+    if g.random() < .3:
+        below = np.log2(uniform(g, 100, 350)/np.maximum(f, 10))
+        db = db - 24*np.clip(below, 0, 3)
+    return db
 
 # %% ../../nbs/15_sounds.ipynb #loud
 def frame_db(
-    x,         # Samples [n]
-    n:int=800  # Samples per frame
-) -> np.ndarray:
+    x:np.ndarray,  # Samples [n]
+    n:int=800      # Samples per frame
+) -> np.ndarray:   # [frames]
     "Level of each frame in dBFS; the last one is padded"
     x = np.pad(x, (0, -len(x) % n)).reshape(-1, n)
-    return 10*np.log10((x.astype(np.float64)**2).mean(1) + 1e-12)
+    power = (x.astype(np.float64)**2).mean(1)
+    return 10*np.log10(power + 1e-12)
 
-def loudness(x, n:int=800) -> float:
+# %% ../../nbs/15_sounds.ipynb #loudness
+def loudness(
+    x:np.ndarray,  # Samples [n]
+    n:int=800      # Samples per frame
+) -> float:
     "dBFS of the louder half of the frames"
     d = np.sort(frame_db(x, n))
-    return float(10*np.log10((10**(d[len(d)//2:]/10)).mean()))
+    louder = d[len(d)//2:]
+    return float(10*np.log10((10**(louder/10)).mean()))
 
-def at_level(x, db:float) -> np.ndarray:
+def at_level(
+    x:np.ndarray,  # Samples [n]
+    db:float       # Loudness wanted, dBFS
+) -> np.ndarray:   # [n]
     "The same sound at another loudness"
-    return (x*10**((db - loudness(x))/20)).astype(np.float32)
+    gain = 10**((db - loudness(x))/20)
+    return (x*gain).astype(np.float32)

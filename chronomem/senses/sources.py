@@ -8,6 +8,7 @@ __all__ = ['Raw', 'Source', 'ended', 'paced', 'merge', 'AudioFile', 'Watchdog', 
 # %% ../../nbs/13_sources.ipynb #imports
 import heapq, io, math, re, threading
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -35,18 +36,26 @@ class Source:
     "An iterator of `Raw` frames; subclasses give `frames(t0)`"
     kind, period, replay, slack = 'system', 0., True, .5
     def __init__(self,
-        name:str,   # What its frames are called
-        clock=None  # Says when it starts; None is a `ManualClock` at 0, so a replay starts at 0
+        name:str,                             # What its frames are called
+        clock:ManualClock|WallClock|None=None # Says when it starts; None is a `ManualClock` at 0, as for a replay
     ):
-        if not isinstance(name, str) or not name.strip(): raise ValueError(f'name: expected some text, got {name!r}')
-        self.name, self.clock, self.report = name, ManualClock() if clock is None else clock, {}
-    def raw(self, t, data=None, **kw): return Raw(self.kind, self.name, t, data, **{'duration': self.period, **kw})
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f'name: expected some text, got {name!r}')
+        self.name, self.report = name, {}
+        self.clock = ManualClock() if clock is None else clock
     def __iter__(self): return self.frames(self.clock.now())
+    def raw(self,
+        t:float,          # When it begins, in seconds
+        data:object=None, # What came
+        **kw              # Other fields of `Raw`
+    ) -> Raw:             # As long as a period, if not said otherwise
+        "A frame of this source"
+        return Raw(self.kind, self.name, t, data, **{'duration': self.period, **kw})
 
 # %% ../../nbs/13_sources.ipynb #ended
 def ended(
-    source  # Any source
-):
+    source:Source   # Any source
+) -> Iterator[Raw]: # In order
     "All frames of a source, then one end frame that says why; errors become its reason"
     t, why = source.clock.now(), ''
     try:
@@ -60,18 +69,18 @@ def ended(
 
 # %% ../../nbs/13_sources.ipynb #merge
 def paced(
-    frames,  # Raw frames in order of time
-    clock    # Clock to move: manual jumps, wall waits
-):
+    frames:Iterable[Raw],        # In order of time
+    clock:ManualClock|WallClock  # Clock to move: manual jumps, wall waits
+) -> Iterator[Raw]:
     "Hand on each frame at the moment it is over"
     for r in frames:
         clock.advance_to(max(clock.now(), r.t + r.duration))
         yield r
 
 def merge(
-    *sources,   # Sources that are replayed; devices go behind a `Watchdog`
-    clock=None  # If given, frames are `paced` with it
-):
+    *sources:Source,                       # Those that are replayed; devices go behind a `Watchdog`
+    clock:ManualClock|WallClock|None=None  # If given, frames are `paced` with it
+) -> Iterator[Raw]:
     "One stream in order of time, with an end frame for each source; ties keep the order of the arguments"
     frames = heapq.merge(*map(ended, sources), key=lambda r: r.t)
     return frames if clock is None else paced(frames, clock)
@@ -80,7 +89,9 @@ def merge(
 def _regular(path):
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f'{path}: there is no such file')
-    if not path.is_file(): raise ValueError(f'{path}: expected a file, got {"a directory" if path.is_dir() else "a pipe or device"}')
+    if not path.is_file():
+        got = 'a directory' if path.is_dir() else 'a pipe or device'
+        raise ValueError(f'{path}: expected a file, got {got}')
     if not path.stat().st_size: raise ValueError(f'{path}: the file is empty')
     return path
 
@@ -94,29 +105,47 @@ def _whole_chunks(f, end):
         f.seek(size + size % 2, 1)
     return f.tell() <= end + 1
 
+# %% ../../nbs/13_sources.ipynb #zero-length
 def _zero_length(path):
     "Where in a wav the length of its samples stands, if that says zero and samples follow; else None"
     with open(path, 'rb') as f:
         if f.read(4) != b'RIFF': return None
         f.seek(12)
         while len(h := f.read(8)) == 8:
-            size, at = int.from_bytes(h[4:], 'little'), f.tell()
-            if h[:4] == b'data': return None if size or _whole_chunks(f, path.stat().st_size) else at - 4
+            size = int.from_bytes(h[4:], 'little')
+            at = f.tell()
+            if h[:4] == b'data':
+                known = size or _whole_chunks(f, path.stat().st_size)
+                return None if known else at - 4
             f.seek(size + size % 2, 1)
 
+# %% ../../nbs/13_sources.ipynb #lengthless
 class _Lengthless(io.FileIO):
-    "A file of which four bytes read as the largest number"
-    def __init__(self, path, at):
+    "A file of which the four bytes from `at` on read as the largest number"
+    def __init__(self,
+        path:str|Path,  # Sound file
+        at:int          # Where the four bytes begin
+    ):
         super().__init__(path)
         self.at = at
-    def readinto(self, buffer):
-        start, n = self.tell(), super().readinto(buffer)
-        for i in range(max(start, self.at), min(start + n, self.at + 4)): memoryview(buffer).cast('B')[i-start] = 255
+    def readinto(self,
+        buffer:bytearray|memoryview  # Filled from the present place on
+    ) -> int:                        # Bytes read
+        "Read, with the four bytes changed where they are met"
+        start = self.tell()
+        n = super().readinto(buffer)
+        first, stop = max(start, self.at), min(start + n, self.at + 4)
+        view = memoryview(buffer).cast('B')
+        for i in range(first, stop): view[i-start] = 255
         return n
 
+# %% ../../nbs/13_sources.ipynb #streamed-class
 class _Streamed(sf.SoundFile):
     "A sound file of unknown length, read in order up to its end"
-    def __init__(self, path, at=None):
+    def __init__(self,
+        path:str|Path,     # Sound file
+        at:int|None=None   # Where a length of zero stands; None: nowhere
+    ):
         self.bytes = open(path, 'rb') if at is None else _Lengthless(path, at)
         super().__init__(self.bytes)
     def seekable(self): return False
@@ -127,7 +156,9 @@ class _Streamed(sf.SoundFile):
 # %% ../../nbs/13_sources.ipynb #open-sound
 _UNKNOWN = 1 << 60
 
-def _endless(f): return re.search('end-of-stream|junk after the last page', f.extra_info, re.I)  # an ogg without its last page, or with a part of it
+def _endless(f):
+    "Is it an ogg without its last page, or with a part of it?"
+    return re.search('end-of-stream|junk after the last page', f.extra_info, re.I)
 
 def _sound(path):
     f = sf.SoundFile(str(path))
@@ -136,66 +167,89 @@ def _sound(path):
     f.close()
     return _Streamed(path, at)
 
+# %% ../../nbs/13_sources.ipynb #open-fn
 def _open(path):
     path = _regular(path)
     try: f = _sound(path)
-    except (RuntimeError, TypeError) as e: raise ValueError(f'{path}: not a sound file that can be read ({e})') from None
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f'{path}: not a sound file that can be read ({e})') from None
     if 8000 <= f.samplerate <= 192_000 and 1 <= f.channels <= 32 and f.frames > 0: return f
     cut = '; the file is cut off' if _endless(f) else ''
     f.close()
-    raise ValueError(f'{path}: expected 8000 to 192000 Hz, 1 to 32 channels and some samples, got {f.samplerate} Hz, {f.channels} and {f.frames}{cut}')
+    got = f'{f.samplerate} Hz, {f.channels} and {f.frames}{cut}'
+    want = '8000 to 192000 Hz, 1 to 32 channels and some samples'
+    raise ValueError(f'{path}: expected {want}, got {got}')
 
 # %% ../../nbs/13_sources.ipynb #report
 _TOP = {'PCM_U8': 127/128, 'PCM_S8': 127/128}
 
 def _trouble(report, text):
     "Add a sentence to the report's problem, once"
-    if text not in report['problem']: report['problem'] = '; '.join(filter(None, [report['problem'], text]))
+    had = report['problem']
+    if text in had: return
+    report['problem'] = f'{had}; {text}' if had else text
 
+# %% ../../nbs/13_sources.ipynb #finite
 def _finite(blocks, report, top):
     "Blocks without NaN and infinity; what was found is added up in the report"
-    n, nan, clipped = 0, 0, 0
+    n = clipped = 0
     for x in blocks:
         bad = ~np.isfinite(x)
         x = np.where(bad, 0, x)
-        n, nan, clipped = n+x.size, nan+int(bad.sum()), clipped+int((np.abs(x) >= top).sum())
-        report.update(nan=nan, clipped=clipped/n, peak=max(report['peak'], float(np.abs(x).max())), read=report['read']+len(x)/report['rate'])
+        loud = np.abs(x)
+        n += x.size
+        clipped += int((loud >= top).sum())
+        report['nan'] += int(bad.sum())
+        report['clipped'] = clipped/n
+        report['peak'] = max(report['peak'], float(loud.max()))
+        report['read'] += len(x)/report['rate']
         yield x.clip(-1, 1)
 
+# %% ../../nbs/13_sources.ipynb #mended
 def _mended(blocks, report, top=32767/32768):
     "Mono blocks of finite samples, and a report of what was mended"
-    n, bad = 0, 0
+    n = bad = 0
     for x, opposed in to_mono(_finite(blocks, report, top)):
-        n, bad = n+len(x), bad+opposed*len(x)
+        n += len(x)
+        bad += opposed*len(x)
         report['opposed'] = bad/n
         if opposed: _trouble(report, 'channels cancel each other, and where they do the loudest is taken')
         yield x
 
 # %% ../../nbs/13_sources.ipynb #decode
 _SAID = re.compile(r'^\s*(?:data|SSND|riff|Riff size|Data Size) *: (-?\d+)(?: \(should be (\d+)\))?', re.M)
+_LARGEST = 1 << 31, (1 << 32) - 1
 
 def _no_length(said):
     "Is this number of bytes what programs write that don't know it?"
-    return said < 0 or any(top - 8192 <= said <= top for top in (1 << 31, (1 << 32) - 1))
+    if said < 0: return True
+    return any(top - 8192 <= said <= top for top in _LARGEST)
 
 def _check_length(f, path, report):
     "What the header tells of its length"
-    said = [(int(a), b) for a, b in _SAID.findall(f.extra_info) if b or int(a) < 0]
+    said = [(int(a), b) for a, b in _SAID.findall(f.extra_info)]
+    said = [(a, b) for a, b in said if b or a < 0]
     if f.frames >= _UNKNOWN or any(_no_length(a) for a, _ in said):
         return _trouble(report, f'{path}: streamed: its header names no length, so it was read to the end of the file')
     short = [(a, int(b)) for a, b in said if int(b) < a]
-    if short: _trouble(report, '{}: cut off, {} of {} bytes are there'.format(path, *short[-1][::-1]))
+    if short:
+        wanted, there = short[-1]
+        _trouble(report, f'{path}: cut off, {there} of {wanted} bytes are there')
     if _endless(f): _trouble(report, f'{path}: its last page is missing or broken, so it was probably cut off')
 
+# %% ../../nbs/13_sources.ipynb #blocks
 def _blocks(f, n, path, report):
     "Blocks [n, channels] until the file ends or can't be decoded any further"
     _check_length(f, path, report)
-    got, slack, of = 0, 1152*(f.format == 'MP3'), f' of {f.frames/f.samplerate:.2f}' if f.frames < _UNKNOWN else ''
+    of = f' of {f.frames/f.samplerate:.2f}' if f.frames < _UNKNOWN else ''
+    slack = 1152 if f.format == 'MP3' else 0
+    got = 0
     try:
         while len(x := f.read(n, dtype='float32', always_2d=True)):
             got += len(x)
             yield x
-    except RuntimeError as e: return _trouble(report, f'{path}: damaged or cut off after {got/f.samplerate:.2f}{of} s ({e})')
+    except RuntimeError as e:
+        return _trouble(report, f'{path}: damaged or cut off after {got/f.samplerate:.2f}{of} s ({e})')
     if got + slack < f.frames < _UNKNOWN and 'cut off' not in report['problem']:
         _trouble(report, f'{path}: cut off, {got/f.samplerate:.2f}{of} s are there')
 
@@ -204,14 +258,16 @@ def _resampled(blocks, rate, to):
     "Blocks at another rate, equal to `clean_audio` of the whole"
     up, down = Fraction(to, rate).limit_denominator(1000).as_integer_ratio()
     if up == down: return (yield from blocks)
-    h = firwin(20*max(up, down)+1, 1/max(up, down), window=('kaiser', 5.)).astype('f4')
-    c = down*math.ceil((10*max(up, down)/up+1)/down)
+    most = max(up, down)
+    h = firwin(20*most+1, 1/most, window=('kaiser', 5.)).astype('f4')
+    c = down*math.ceil((10*most/up+1)/down)      # Samples of context on each side, whole steps of `down`
     skip, held = c*up//down, np.zeros(c, 'f4')
     for x in blocks:
         held = np.concatenate([held, x])
-        n = (len(held)-2*c)//down*down
+        n = (len(held)-2*c)//down*down           # Samples between the contexts
         if n <= 0: continue
-        yield resample_poly(held[:n+2*c], up, down, window=h)[skip:skip+n*up//down].clip(-1, 1)
+        y = resample_poly(held[:n+2*c], up, down, window=h)
+        yield y[skip:skip+n*up//down].clip(-1, 1)
         held = held[n:]
     yield resample_poly(held, up, down, window=h)[skip:].clip(-1, 1)
 
@@ -221,8 +277,9 @@ def _framed(blocks, n):
     held = np.zeros(0, 'f4')
     for x in blocks:
         held = np.concatenate([held, x.astype('f4', copy=False)])
-        for i in range(len(held)//n): yield torch.from_numpy(held[i*n:(i+1)*n].copy())
-        held = held[len(held)//n*n:]
+        whole = len(held)//n*n
+        for i in range(0, whole, n): yield torch.from_numpy(held[i:i+n].copy())
+        held = held[whole:]
     if len(held): yield torch.from_numpy(np.pad(held, (0, n-len(held))))
 
 # %% ../../nbs/13_sources.ipynb #audiofile
@@ -230,47 +287,61 @@ class AudioFile(Source):
     "A sound file as frames of mono sound; after a pass `report` tells what was wrong with it"
     kind = 'audio'
     def __init__(self,
-        path,               # Sound file: wav, flac, or whatever else libsndfile reads
-        clock=None,         # Says when it starts
-        name:str|None=None, # None is the file's name
-        config:AudioConfig|None=None  # Gives rate and frame length
+        path:str|Path,                         # Sound file: wav, flac, or whatever else libsndfile reads
+        clock:ManualClock|WallClock|None=None, # Says when it starts
+        name:str|None=None,                    # None is the file's name
+        config:AudioConfig|None=None           # Gives rate and frame length
     ):
         super().__init__(name or Path(path).name, clock)
         self.path, self.config = Path(path), config or AudioConfig()
         self.period = self.config.frame_ms/1000
         with _open(path) as f: self.seconds = f.frames/f.samplerate if f.frames < _UNKNOWN else math.inf
-    def frames(self, t0):
-        with _open(self.path) as f:
-            self.report = r = dict(rate=f.samplerate, channels=f.channels, subtype=f.subtype, read=0., nan=0, clipped=0., peak=0., opposed=0., problem='')
-            mono = _mended(_blocks(f, f.samplerate//4, self.path, r), r, _TOP.get(f.subtype, 32767/32768))
-            frames = _framed(_resampled(mono, f.samplerate, self.config.rate), self.config.frame)
-            for i, x in enumerate(frames): yield self.raw(t0 + i*self.period, x)
-        r['silent'] = r['peak'] < 1e-4
+
+# %% ../../nbs/13_sources.ipynb #audiofile-frames
+@patch
+def frames(self:AudioFile,
+    t0:float        # When the first frame begins, in seconds
+) -> Iterator[Raw]: # Samples [800] of float32
+    "Read the file, from block to block"
+    c = self.config
+    with _open(self.path) as f:
+        r = self.report = dict(rate=f.samplerate, channels=f.channels, subtype=f.subtype)
+        r.update(read=0., nan=0, clipped=0., peak=0., opposed=0., problem='')
+        blocks = _blocks(f, f.samplerate//4, self.path, r)
+        mono = _mended(blocks, r, _TOP.get(f.subtype, 32767/32768))
+        frames = _framed(_resampled(mono, f.samplerate, c.rate), c.frame)
+        for i, x in enumerate(frames): yield self.raw(t0 + i*self.period, x)
+    r['silent'] = r['peak'] < 1e-4
 
 # %% ../../nbs/13_sources.ipynb #watchdog
 class Watchdog(Source):
-    "Runs a source in a thread and never lets it block: stalls become gaps, overflow is counted, an end gives its reason"
+    "Runs a source in a thread and never lets it block: stalls become gaps, overflow is counted, an end has its reason"
     def __init__(self,
-        source,             # What to run
-        clock=None,         # Clock of the loop; None is a `WallClock`
-        patience:float=.25, # Seconds without data before gaps are told; never under two periods
-        give_up:float=30.,  # Seconds without data after which it counts as vanished
-        depth:int=256       # Frames the queue holds; 256 of sound are 12.8 s
+        source:Source,                         # What to run
+        clock:ManualClock|WallClock|None=None, # Clock of the loop; None is a `WallClock`
+        patience:float=.25,                    # Seconds without data before gaps are told; never under two periods
+        give_up:float=30.,                     # Seconds without data after which it counts as vanished
+        depth:int=256                          # Frames the queue holds; 256 of sound are 12.8 s
     ):
         super().__init__(source.name, WallClock() if clock is None else clock)
-        if not (0 < patience <= give_up and depth >= 1): raise ValueError(f'patience, give_up, depth: expected 0 < patience <= give_up and depth >= 1, got {patience}, {give_up}, {depth}')
+        if not (0 < patience <= give_up and depth >= 1):
+            want = '0 < patience <= give_up and depth >= 1'
+            raise ValueError(f'patience, give_up, depth: expected {want}, got {patience}, {give_up}, {depth}')
         if source.replay: source.clock = self.clock
-        self.source, self.kind, self.period, self.patience, self.give_up, self.depth = source, source.kind, source.period, patience, give_up, depth
-        self.inbox, self.lock, self.thread, self.over = deque(), threading.Lock(), None, False
+        self.source, self.kind, self.period = source, source.kind, source.period
+        self.patience, self.give_up, self.depth = patience, give_up, depth
+        self.inbox, self.lock = deque(), threading.Lock()
+        self.thread, self.over = None, False
         self.report = dict(frames=0, lost=0, late=0, stalls=0, missing=0., reason='')
 
 # %% ../../nbs/13_sources.ipynb #watchdog-thread
 @patch
-def start(self:Watchdog):
+def start(self:Watchdog) -> Watchdog:
     "Start the thread; the first `poll` does it too"
     if self.thread is None:
         self.due = self.heard = self.clock.now()
-        self.stalled, self.told, self.thread = False, 0, threading.Thread(target=self._pump, daemon=True, name=f'chronomem {self.name}')
+        self.stalled, self.told = False, 0
+        self.thread = threading.Thread(target=self._pump, daemon=True, name=f'chronomem {self.name}')
         self.thread.start()
     return self
 
@@ -314,29 +385,49 @@ def poll(self:Watchdog) -> list:
     with self.lock:
         got = [*self.inbox]
         self.inbox.clear()
-    now, out, p, lost = self.clock.now(), [], self.period, self.report['lost']
+    now, lost, out = self.clock.now(), self.report['lost'], []
     for r in got:
-        if r.t - self.due > p*self.source.slack > 0: out.append(self._gap(r.t-self.due, 'nothing came' if self.report['lost'] == self.told else 'overflow'))
+        if r.t - self.due > self.period*self.source.slack > 0: out.append(self._hole(r.t))
         if r.end: return [*out, self._end(r.reason)]
         out.append(r)
-        self.report['frames'] += 1
-        self.report['late'] += bool(p) and r.t < self.due - p
-        self.due, self.heard, self.stalled = max(self.due, r.t+r.duration), now, False
+        self._took(r, now)
     self.told = lost
-    return out if got or not p else self._stall(now)
+    return out if got or not self.period else self._stall(now)
+
+# %% ../../nbs/13_sources.ipynb #poll-took
+@patch
+def _hole(self:Watchdog, until):
+    "A gap up to a frame that begins later than it should"
+    why = 'nothing came' if self.report['lost'] == self.told else 'overflow'
+    return self._gap(until-self.due, why)
+
+@patch
+def _took(self:Watchdog, r, now):
+    "Count a frame, and note up to when the loop has been told"
+    self.report['frames'] += 1
+    self.report['late'] += bool(self.period) and r.t < self.due - self.period
+    self.due = max(self.due, r.t+r.duration)
+    self.heard, self.stalled = now, False
 
 # %% ../../nbs/13_sources.ipynb #stall
 @patch
 def _stall(self:Watchdog, now):
+    "Nothing has come: the gap to tell, if it's time, or the end"
     if now - self.heard > self.give_up: return [self._end(f'no data for {self.give_up:g} s')]
-    wait = now - self.due
-    if wait < (self.period if self.stalled else max(self.patience, 2*self.period)): return []
+    wait, least = now - self.due, max(self.patience, 2*self.period)
+    if self.stalled: least = self.period
+    if wait < least: return []
     self.report['stalls'] += not self.stalled
     self.stalled = True
-    return [self._gap(math.floor(wait/self.period + 1e-6)*self.period, 'stalled')]
+    periods = math.floor(wait/self.period + 1e-6)
+    return [self._gap(periods*self.period, 'stalled')]
 
+# %% ../../nbs/13_sources.ipynb #dog-frames
 @patch
-def frames(self:Watchdog, t0):
+def frames(self:Watchdog,
+    t0:float        # Not used: a device gives the times
+) -> Iterator[Raw]: # Frames, gaps and one end
+    "Poll until the source is over"
     while not self.over:
         got = self.poll()
         yield from got
@@ -346,36 +437,52 @@ def frames(self:Watchdog, t0):
 class RawRing:
     "The last seconds of raw frames, in memory that never grows"
     def __init__(self,
-        seconds:float=60.,  # How far it reaches back; 60 s of sound are 3.8 MB
-        period:float=.05,   # Seconds per frame
-        shape=(800,),       # Shape of a frame
-        dtype=torch.float32 # Of the frames; pictures are uint8
+        seconds:float=60.,              # How far it reaches back; 60 s of sound are 3.8 MB
+        period:float=.05,               # Seconds per frame
+        shape:Iterable[int]=(800,),     # Shape of a frame
+        dtype:torch.dtype=torch.float32 # Of the frames; pictures are uint8
     ):
-        if not 0 < period <= seconds: raise ValueError(f'seconds, period: expected 0 < period <= seconds, got {seconds}, {period}')
+        if not 0 < period <= seconds:
+            raise ValueError(f'seconds, period: expected 0 < period <= seconds, got {seconds}, {period}')
         n = math.ceil(seconds/period - 1e-6)
         self.seconds, self.period, self.at = seconds, period, 0
-        self.t, self.data = torch.full((n,), math.nan, dtype=torch.float64), torch.zeros(n, *shape, dtype=dtype)
+        self.t = torch.full((n,), math.nan, dtype=torch.float64)
+        self.data = torch.zeros(n, *shape, dtype=dtype)
     def __len__(self): return int((~self.t.isnan()).sum())
-    def wipe(self):
-        self.t.fill_(math.nan)
-        self.data.zero_()
+
+# %% ../../nbs/13_sources.ipynb #ring-wipe
+@patch
+def wipe(self:RawRing):
+    "Forget everything"
+    self.t.fill_(math.nan)
+    self.data.zero_()
 
 # %% ../../nbs/13_sources.ipynb #ring-push
 @patch
 def push(self:RawRing,
-    t,      # When the first frame began, or each of them [T]; seconds
-    frames  # Frames [T,*shape], or one [*shape]
+    t:float|torch.Tensor,           # When the first frame began, or each of them [T]; seconds
+    frames:torch.Tensor|np.ndarray  # Frames [T,*shape], or one [*shape]
 ):
     "Keep frames, in place of the oldest"
-    x, n = torch.as_tensor(frames), len(self.t)
-    if x.ndim == self.data.ndim-1: x = x[None]
-    if x.shape[1:] != self.data.shape[1:] or x.dtype != self.data.dtype:
-        raise ValueError(f'frames: expected [T,{",".join(map(str, self.data.shape[1:]))}] {self.data.dtype}, got {list(x.shape)} {x.dtype}')
+    x, n = _ring_frames(self, frames), len(self.t)
     t = torch.as_tensor(t, dtype=torch.float64)
-    t = (t + self.period*torch.arange(len(x), dtype=torch.float64) if t.ndim == 0 else t)[-n:]
+    if t.ndim == 0: t = t + self.period*torch.arange(len(x), dtype=torch.float64)
+    t = t[-n:]
     if not t.isfinite().all(): raise ValueError('t: expected finite times')
     i = (self.at + torch.arange(len(t))) % n
-    self.t[i], self.data[i], self.at = t, x[-n:], (self.at + len(t)) % n
+    self.t[i] = t
+    self.data[i] = x[-n:]
+    self.at = (self.at + len(t)) % n
+
+# %% ../../nbs/13_sources.ipynb #ring-frames
+def _ring_frames(ring, frames):
+    "Frames [T,*shape] that fit the ring"
+    x, of = torch.as_tensor(frames), ring.data
+    if x.ndim == of.ndim-1: x = x[None]
+    if x.shape[1:] != of.shape[1:] or x.dtype != of.dtype:
+        want = ','.join(map(str, of.shape[1:]))
+        raise ValueError(f'frames: expected [T,{want}] {of.dtype}, got {list(x.shape)} {x.dtype}')
+    return x
 
 # %% ../../nbs/13_sources.ipynb #ring-get
 @patch
@@ -385,6 +492,8 @@ def get(self:RawRing,
 ) -> tuple:   # (times [n], frames [n,*shape]), in order of time
     "Copies of the frames that reach into [t0, t1) and aren't older than the ring's seconds"
     newest = self.t.nan_to_num(-math.inf).max()
-    i = ((self.t < t1 - 1e-9) & (self.t + self.period > t0 + 1e-9) & (self.t > newest - self.seconds + 1e-9)).nonzero()[:, 0]
+    reach = (self.t < t1 - 1e-9) & (self.t + self.period > t0 + 1e-9)
+    young = self.t > newest - self.seconds + 1e-9
+    i = (reach & young).nonzero()[:, 0]
     i = i[self.t[i].argsort(stable=True)]
     return self.t[i], self.data[i]

@@ -6,10 +6,11 @@
 __all__ = ['AFFECTS', 'Streams', 'build_sequences']
 
 # %% ../../nbs/18_streams.ipynb #imports
+from collections.abc import Iterable, Sequence
 import torch
 from tensordict import tensorclass
-from .audio import Heard, Reflex, frames_of
-from .scenes import EMOTIONS
+from .audio import AudioFeatures, Reflex, frames_of
+from .scenes import EMOTIONS, Scene
 
 # %% ../../nbs/18_streams.ipynb #streams
 AFFECTS = tuple(EMOTIONS.values())
@@ -17,7 +18,7 @@ AFFECTS = tuple(EMOTIONS.values())
 @tensorclass
 class Streams:
     "What was heard and what there was to hear, per stream and frame, [N,T]"
-    heard: Heard
+    heard: AudioFeatures
     is_sound: torch.Tensor   # 0, 1, NaN
     is_speech: torch.Tensor  # 0, 1, NaN
     speaker: torch.Tensor    # Index, -1 unknown
@@ -25,25 +26,36 @@ class Streams:
     since: torch.Tensor      # Frames since the event began, or since it ended
     event: torch.Tensor      # Number of the event, -1 none
 
-# %% ../../nbs/18_streams.ipynb #labels
+# %% ../../nbs/18_streams.ipynb #index
 def _index(names, s, values):
-    at = torch.tensor([names.index(v) if v in names else -1 for v in values] + [-1])
+    "Index per frame of what an event has among names, -1 where it has none"
+    own = [names.index(v) if v in names else -1 for v in values]
+    at = torch.tensor(own + [-1])                 # The last is for frames without an event, -1
     return at[torch.from_numpy(s.event)]
 
+def _stacked(rows): return torch.stack([torch.as_tensor(x) for x in rows])
+
+# %% ../../nbs/18_streams.ipynb #labels
 def build_sequences(
-    scenes,       # Labelled `Scene`s of equal length
-    speakers=(),  # Names that have an index; others are unknown
-    ear=None,     # `Reflex`; None is the default one
-    batch:int=32  # Scenes the ear hears at once
-) -> Streams:     # [N,T]
+    scenes:Sequence[Scene],     # Labelled, of equal length
+    speakers:Iterable[str]=(),  # Names that have an index; others are unknown
+    ear:Reflex|None=None,       # None is the default one
+    batch:int=32                # Scenes the ear hears at once
+) -> Streams:                   # [N,T]
     "Let the ear hear labelled scenes"
     ear, speakers, heard = ear or Reflex(), list(speakers), []
     lengths = {len(s.is_sound) for s in scenes}
     if len(lengths) != 1: raise ValueError(f'scenes: expected some of one length, got lengths {sorted(lengths)}')
     for i in range(0, len(scenes), batch):
-        x = torch.stack([frames_of(torch.from_numpy(s.samples)) for s in scenes[i:i+batch]])
-        with torch.no_grad(): heard.append(ear(ear.init(len(x)), x)[1])
-    put = lambda f: torch.stack([torch.as_tensor(f(s)) for s in scenes])
-    return Streams(heard=torch.cat(heard), is_sound=put(lambda s: s.is_sound).float(), is_speech=put(lambda s: s.is_speech).float(),
-        speaker=put(lambda s: _index(speakers, s, s.speaker)), affect=put(lambda s: _index(AFFECTS, s, s.affect)),
-        since=put(lambda s: s.since).long(), event=put(lambda s: s.event).long(), batch_size=[len(scenes), lengths.pop()])
+        x = torch.stack([frames_of(torch.from_numpy(s.samples)) for s in scenes[i:i+batch]])   # [batch,T,frame]
+        with torch.no_grad(): _, one = ear(ear.init(len(x)), x)
+        heard.append(one)
+    return Streams(
+        heard=torch.cat(heard),
+        is_sound=_stacked(s.is_sound for s in scenes).float(),
+        is_speech=_stacked(s.is_speech for s in scenes).float(),
+        speaker=_stacked(_index(speakers, s, s.speaker) for s in scenes),
+        affect=_stacked(_index(AFFECTS, s, s.affect) for s in scenes),
+        since=_stacked(s.since for s in scenes).long(),
+        event=_stacked(s.event for s in scenes).long(),
+        batch_size=[len(scenes), lengths.pop()])

@@ -34,31 +34,51 @@ class SileroVAD(nn.Module):
         self.config.need('rate', self.config.rate == 16000, '16000, the rate Silero was trained with')
         self.net = require('vad', 'silero_vad').load_silero_vad()._model.eval()
 
+# %% ../../nbs/17_voice.ipynb #vad-init
 @patch
-def init(self:SileroVAD, B:int=1, device=None) -> VADState:
+def init(self:SileroVAD,
+    B:int=1,                            # Streams
+    device:str|torch.device|None=None   # None is the CPU
+) -> VADState:
     "A listener that has heard nothing"
-    new = lambda *s, **kw: torch.zeros(B, *s, device=device, **kw)
-    return VADState(memory=new(2, 128), context=new(64), waiting=new(512), p=new(), seen=new(dtype=torch.long), batch_size=[B])
+    def new(*shape, dtype=None): return torch.zeros(B, *shape, device=device, dtype=dtype)
+    return VADState(
+        memory=new(2, 128),
+        context=new(64),
+        waiting=new(512),
+        p=new(),
+        seen=new(dtype=torch.long),
+        batch_size=[B])
 
 # %% ../../nbs/17_voice.ipynb #vad-forward
 @patch
 @torch.no_grad()
 def forward(self:SileroVAD,
-    state:VADState,  # From `init` or the last call
-    frames           # [B,T,frame] float in [-1,1]
-) -> tuple:          # (state after, probability of speech [B,T])
+    state:VADState,       # From `init` or the last call
+    frames:torch.Tensor   # [B,T,frame] float in [-1,1]
+) -> tuple:               # (state after, probability of speech [B,T])
     "Listen to some frames"
     n = self.config.frame
     fits(n, state, frames, VADState)
-    if (state.seen != state.seen[0]).any(): raise ValueError(f'state: expected streams in step, got {state.seen.tolist()} frames')
-    wait = int(state.seen[0])*n % 512
-    x = torch.cat([state.waiting[:, :wait], frames.float().nan_to_num(0., 0., 0.).clamp(-1, 1).flatten(1)], 1)
+    T = frames.shape[1]
+    if (state.seen != state.seen[0]).any():
+        raise ValueError(f'state: expected streams in step, got {state.seen.tolist()} frames')
+    wait = int(state.seen[0])*n % 512                                   # Samples left over
+    new = frames.float().nan_to_num(0., 0., 0.).clamp(-1, 1).flatten(1)
+    x = torch.cat([state.waiting[:, :wait], new], 1)                    # [B, wait + T*frame]
+    whole = x.shape[1]//512
     memory, context, ps = state.memory.transpose(0, 1).contiguous(), state.context, [state.p]
-    for w in x.split(512, 1)[:x.shape[1]//512]:
+    for w in x.split(512, 1)[:whole]:
         p, memory = self.net(torch.cat([context, w], 1), memory)
         ps.append(p[:, 0])
         context = w[:, -64:]
-    ends = (wait + n*torch.arange(1, frames.shape[1] + 1, device=x.device))//512
-    rest = x[:, x.shape[1]//512*512:]
-    return VADState(memory=memory.transpose(0, 1).contiguous(), context=context, waiting=F.pad(rest, (0, 512 - rest.shape[1])), p=ps[-1],
-        seen=state.seen + frames.shape[1], batch_size=state.batch_size), torch.stack(ps, 1)[:, ends]
+    ends = (wait + n*torch.arange(1, T + 1, device=x.device))//512      # Windows through by each frame's end, [T]
+    rest = x[:, whole*512:]
+    after = VADState(
+        memory=memory.transpose(0, 1).contiguous(),
+        context=context,
+        waiting=F.pad(rest, (0, 512 - rest.shape[1])),
+        p=ps[-1],
+        seen=state.seen + T,
+        batch_size=state.batch_size)
+    return after, torch.stack(ps, 1)[:, ends]

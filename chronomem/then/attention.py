@@ -131,7 +131,7 @@ def within(
     kvs:list,         # stored texts of one row each, the most wanted first
     budget:int|None,  # tokens, at most; None: no limit
 ) -> list:            # those that fit, in the same order
-    "Whole texts that fit into a budget; one that is too long is left out, and shorter ones after it may come in"
+    "Texts that fit into a budget; one that is too long is left out, and shorter ones after it may come in"
     out, left = [], float('inf') if budget is None else budget
     for kv in kvs:
         n = int(kv.mask.sum())

@@ -155,7 +155,7 @@ def _half_written(home):
 # %% ../../nbs/44_home.ipynb #sweep-all
 def sweep(
     home:str|Path,    # directory of all users
-    deep:bool=False,  # look through every person's directory too
+    deep:bool=False,  # go through every person's directory too
 ):
     "Remove what forks and wipes left behind that were killed; if `deep`, half-written files too"
     patterns = ['.tmp/*']
@@ -224,7 +224,7 @@ def erase(
     try: os.rename(dir, gone)
     except PermissionError: return _emptied(dir, sizes)
     _sync_dir(dir.parent)
-    for wait in (0., *[.02]*20):                       # a sweep of another process may be looking into it
+    for wait in (0., *[.02]*20):                       # a sweep of another process may be reading it
         time.sleep(wait)
         shutil.rmtree(gone, ignore_errors=True)
         if not gone.exists(): break

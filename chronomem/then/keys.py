@@ -96,7 +96,7 @@ def adds(
 
 # %% ../../nbs/45_keys.ipynb #bm25
 class BM25:
-    "Okapi BM25 (Robertson and others 1994): texts found by words, as is usual"
+    "Okapi BM25 (Robertson and others 1994): texts found by words, the standard baseline"
     def __init__(self,
         texts:list,    # of str
         k1:float=1.2,  # how soon a repeated word stops counting

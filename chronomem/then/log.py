@@ -597,7 +597,9 @@ def _follows(a, b):
 @patch
 def _readable(self:TraceLog, owner, fingerprint):
     "Open the segments whose header can be read"
-    for name in self._names():
+    names = self._names()
+    if not names: raise StateError(f'dir: no trace log in {self.dir}')
+    for name in names:
         try: self._header(int(name[:8]), name, owner, fingerprint)
         except StateError as e:
             os.close(self.segs.pop().fd)

@@ -86,6 +86,12 @@ class Resonance(nn.Module):
     ):
         super().__init__()
         self.config = config or ResonanceConfig()
+    @classmethod
+    def of(cls,
+        settings:dict  # Of a `ResonanceConfig`
+    ):
+        "A store with these settings, for whoever keeps settings as JSON"
+        return cls(ResonanceConfig.from_dict(settings))
 
 # %% ../../nbs/42_recall.ipynb #init
 @patch

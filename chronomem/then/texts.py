@@ -281,7 +281,7 @@ def _trace(b, i, score=0.):
 
 # %% ../../nbs/46_texts.ipynb #told
 def _told(b, i):
-    "Is record `i` of a block whole, and is anything said in it?"
+    "Is record `i` of a block complete, and is anything said in it?"
     first, end = b.span[i]
     return b.valid[i] and end > first
 
@@ -329,7 +329,7 @@ def search(self:Texts,
     words:torch.Tensor,  # sparse key of the question
     dense:torch.Tensor,  # [width] its dense key
     k:int=3,             # at most so many
-    every:bool=False,    # for a person who looks: also the model's words, and the question's own
+    every:bool=False,    # for a person who searches: also the model's words, and the question's own
 ) -> list:               # `Trace`s, best first
     "The traces that fit a question best"
     s = self.scores(words, dense, every)
@@ -353,7 +353,7 @@ def close(self:Texts,
 
 @patch
 def mend(self:Texts):
-    "Take back a last text that isn't whole"
+    "Take back a last text that isn't complete"
     log = self.log
     if not len(self): return
     last = log.read([len(log)-1], bad='mask')

@@ -22,7 +22,6 @@ class KeyTiers:
         self.width, self.hot, self.page = width, hot, page
         self.l1, self.l2 = torch.zeros(0, width, device=device), []
         self.sum = torch.zeros(width, dtype=torch.float64)
-        self.norms = []
     def __len__(self): return len(self.l1) + sum(map(len, self.l2))
 
 # %% ../../nbs/41_tiers.ipynb #add

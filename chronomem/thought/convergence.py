@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'certainty', 'tick_losses', 'two_tick', 'last_tick', 'prefix_curriculum', 'ctc', 'early', 'Feature',
-           'ConvergenceConfig', 'feature_losses', 'AdaptiveConvergenceLoss', 'CertaintyHead', 'fit_temperature',
-           'reliability', 'ece', 'brier', 'auroc', 'risk_coverage', 'time_to_convergence']
+           'ConvergenceConfig', 'feature_losses', 'AdaptiveConvergenceLoss', 'fit_temperature', 'reliability', 'ece',
+           'brier', 'auroc', 'risk_coverage', 'time_to_convergence']
 
 # %% ../../nbs/32_convergence.ipynb #imports
 import math
@@ -103,8 +103,8 @@ def prefix_curriculum(
     has = has*(torch.arange(P, device=has.device) < upto[:, None])
     counted = has.sum(1, keepdim=True).clamp(min=1)         # [B,1]
     losses = (ce*has[:, None]).sum(2)/counted               # [B,T]
-    surest = certainty(logits).argmax(1)
-    return _two(losses, surest, has.any(1)), upto
+    most_certain = certainty(logits).argmax(1)
+    return _two(losses, most_certain, has.any(1)), upto
 
 # %% ../../nbs/32_convergence.ipynb #ctc
 def ctc(
@@ -268,12 +268,12 @@ def _pooled(self:AdaptiveConvergenceLoss, L, M, sure, w):
 def _adaptive(self:AdaptiveConvergenceLoss, L, M, sure, w):
     "Loss at the best and the most certain tick of each sample; those ticks, [B,F] each"
     best = L.detach().masked_fill(~M, math.inf).argmin(1, True)        # [B,1,F]
-    surest = sure.detach().masked_fill(~M, -math.inf).argmax(1, True)
-    both = L.gather(1, best)+L.gather(1, surest)
+    most_certain = sure.detach().masked_fill(~M, -math.inf).argmax(1, True)
+    both = L.gather(1, best)+L.gather(1, most_certain)
     mean = both.squeeze(1)/2                                           # [B,F]
     has = M.any(1)
     each = (mean*has).sum(0)/has.sum(0).clamp(min=1)                   # [F]
-    return (each*w).sum()/w.sum(), best[:, 0], surest[:, 0]
+    return (each*w).sum()/w.sum(), best[:, 0], most_certain[:, 0]
 
 # %% ../../nbs/32_convergence.ipynb #labels
 def _labels(f, predictions, targets):
@@ -310,41 +310,13 @@ def forward(self:AdaptiveConvergenceLoss,
     timed, alone = self._timed(L, M, w, steps)
     ticks = _Ticks(L, M, self.certainties(predictions, sure), w)
     pool = self._pooled(*ticks)
-    adaptive, best, surest = self._adaptive(*(pool if c.shared else ticks))
+    adaptive, best, most_certain = self._adaptive(*(pool if c.shared else ticks))
     soon = L.new_zeros(())
     if c.early: soon = early(pool.losses[..., 0], pool.sure[..., 0], c.cost, has=pool.has[..., 0])
     loss = (1-c.adaptive)*timed + c.adaptive*adaptive + c.early*soon
     by_name = {f.name: l.detach() for f, l in zip(fs, alone)}
     terms = dict(timed=timed.detach(), adaptive=adaptive.detach(), early=soon.detach())
-    return loss, dict(**terms, best=best, surest=surest, **by_name)
-
-# %% ../../nbs/32_convergence.ipynb #head
-class CertaintyHead(nn.Module):
-    "Predicts the chance of being right, about n things, from a latent of width d; the latent is not shaped by it"
-    def __init__(self,
-        d:int,         # Width of the latent
-        n:int=1,       # Things to be right about
-        hidden:int=64  # Width of the hidden layer
-    ):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(d, hidden), nn.SiLU(), nn.Linear(hidden, n))
-    def forward(self,
-        z:torch.Tensor  # Latents [...,d]
-    ) -> torch.Tensor:  # [...,n], 0 to 1
-        "Chance of being right"
-        return self.net(z.detach()).sigmoid()
-
-# %% ../../nbs/32_convergence.ipynb #head-loss
-@patch
-def loss(self:CertaintyHead,
-    z:torch.Tensor,     # Latents [...,d]
-    right:torch.Tensor  # [...,n] whether each answer was right, 0 to 1; NaN: not known
-) -> torch.Tensor:      # Scalar
-    "Binary cross-entropy against having been right"
-    known = ~right.isnan()
-    logits = self.net(z.detach())  # [...,n]
-    each = F.binary_cross_entropy_with_logits(logits, right.nan_to_num(), reduction='none')
-    return _mean(each, known)
+    return loss, dict(**terms, best=best, surest=most_certain, **by_name)
 
 # %% ../../nbs/32_convergence.ipynb #temperature
 def fit_temperature(
@@ -417,8 +389,8 @@ def risk_coverage(
     right:torch.Tensor  # [N] whether it was
 ) -> tuple:             # (coverage [N], risk [N]); the mean of risk is the area under the curve
     "Share of errors when only the most certain are answered"
-    surest = p.flatten().argsort(descending=True, stable=True)
-    wrong = 1-right.flatten().float()[surest]
+    most_certain = p.flatten().argsort(descending=True, stable=True)
+    wrong = 1-right.flatten().float()[most_certain]
     n = torch.arange(1, len(wrong)+1, device=p.device)
     return n/len(wrong), wrong.cumsum(0)/n
 

@@ -112,7 +112,7 @@ class Within(torch.autograd.Function):
 
 # %% ../../nbs/31_sync.ipynb #sync
 class Sync(nn.Module):
-    "Synchronisation of pairs of neurons, with a learned decay each"
+    "Synchronization of pairs of neurons, with a learned decay each"
     def __init__(self,
         pairs:torch.Tensor,      # Left and right neuron, [2,P]
         d:int,                   # Neurons
@@ -264,7 +264,7 @@ def forward(self:Sync,
     state:SyncState,                # From `init` or an earlier tick
     z:torch.Tensor,                 # Activations, [B,D]
     starved:torch.Tensor|None=None  # Rows without input, [B] bool
-) -> tuple:                         # state, synchronisation [B,P]
+) -> tuple:                         # state, synchronization [B,P]
     "One tick"
     old = unpack(state)
     sums, s = self.step(old, z, self.ready())
