@@ -165,6 +165,22 @@ def test_ctrl_c_right_after_a_prompt_is_never_lost():
         reads(p, 'stopped')
     assert p.wait(20) == 0
 
+SWALLOWED = '''
+import signal, sys
+from chronomem.app import cli
+with cli._stoppable('chat', True), cli._while('raise'):
+    try:
+        with cli._listens():
+            cli._stop.signal = signal.SIGINT   # as `input` leaves it when the flush of its prompt was interrupted
+            sys.stdin.readline()
+    except KeyboardInterrupt: print('stopped', flush=True)
+'''
+
+def test_ctrl_c_that_input_swallows_stops_the_prompt():
+    p = start(code=SWALLOWED)
+    assert p.wait(20) == 0
+    assert p.stdout.read() == 'stopped\n'
+
 def test_ctrl_c_that_another_thread_gets_stops_the_prompt():
     p = start('other', 1, code=PROMPTS)
     assert p.wait(20) == 0

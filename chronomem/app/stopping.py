@@ -15,6 +15,7 @@ class _Stop:
         self.mode = 'raise'              # or 'now', or 'wait'
         self.verb = self.kept = ''       # for the last words
         self.signal = self.times = 0     # the strongest that came, and how many
+        self.reads = False               # is somebody asked just now?
     def __call__(self, n, frame):
         first = not self.signal
         if n > self.signal: self.signal = n
@@ -69,13 +70,20 @@ def _stoppable(verb, own, kept=''):
 # %% ../../nbs/92b_stopping.ipynb #stop-reading
 _TICK = .2   # seconds within which a signal is noticed
 
+def _ticks(*_):
+    "Raise what `input` has swallowed: it clears any error of the flush behind its prompt"
+    if _stop.reads and _stop.signal and _stop.mode == 'raise': raise KeyboardInterrupt
+
 @contextlib.contextmanager
 def _listens():
     "A read within can be stopped, whenever the signal comes"
     if not hasattr(signal, 'setitimer') or signal.getsignal(signal.SIGINT) is not _stop:
         yield
         return
-    signal.signal(signal.SIGALRM, lambda *_: None)   # it stays: a late tick must not kill
+    signal.signal(signal.SIGALRM, _ticks)   # it stays: a late tick must not kill
+    _stop.reads = True
     signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
     try: yield
-    finally: signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        _stop.reads = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
