@@ -94,6 +94,7 @@ def _problem(self:TrainingRun, where, e):
     self.problems.append(dict(when=time.time(), where=where, error=said))
     self.version += 1
 
+# %% ../../nbs/91_dashboard.ipynb #thread-2
 @patch
 def _work(self:TrainingRun):
     with contextlib.ExitStack() as last:
@@ -108,6 +109,7 @@ def _work(self:TrainingRun):
         self.ready.set()
         while not self._end: self._turn()
 
+# %% ../../nbs/91_dashboard.ipynb #thread-3
 @patch
 def _main(self:TrainingRun):
     "The thread: work, and what is left to say"
@@ -150,6 +152,7 @@ def _next(self:TrainingRun, wait):
     "The next command; `queue.Empty` if there is none (now, or within a second)"
     return self._todo.get(timeout=1.) if wait else self._todo.get_nowait()
 
+# %% ../../nbs/91_dashboard.ipynb #obey-2
 @patch
 def _obey(self:TrainingRun, wait=False):
     while not self._end:

@@ -110,6 +110,7 @@ def _ways(self:Dashboard):
     self.controls['learned'] = self._own(learned, 'learned')
     return [self._html(text='<b>answers are made from</b>'), self.controls['recall'], self.controls['learned']]
 
+# %% ../../nbs/91a_panels.ipynb #settings-2
 @patch
 def _settings(self:Dashboard):
     "All that can be changed, and what is in force"

@@ -12,15 +12,21 @@ from fastcore.basics import patch
 
 # %% ../../nbs/57_episodes.ipynb #episode-check
 def _check(ep):
+    "Raise `ValueError` naming what doesn't fit"
     U, T = len(ep.ids), ep.order.shape[-1]
     def need(name, ok, expected):
         if not ok: raise ValueError(f'Episode.{name}: expected {expected}')
-    need('ids', ep.ids.ndim == 2 and ep.ids.shape == ep.mask.shape == ep.labels.shape, '[U,L], and mask and labels of the same shape')
-    need('order', ep.order.ndim == 2 and bool(((ep.order >= 0) & (ep.order < U)).all()), f'[B,T] of indices from 0 to {U-1}')
-    need('ask', list(ep.ask) == sorted(set(ep.ask)) and all(0 <= a < T for a in ep.ask), f'ascending steps below {T}')
-    need('gap', 0 <= ep.gap[0] <= ep.gap[1] <= T, f'a span of steps up to {T}')
-    k = ep.labels != -100
-    need('labels', torch.equal(ep.labels[k], ep.ids[k]) and not bool(k[:, :1].any()), 'the token that stands in ids or -100, never at the first token')
+    same = ep.ids.shape == ep.mask.shape == ep.labels.shape
+    need('ids', ep.ids.ndim == 2 and same, '[U,L], and mask and labels of the same shape')
+    known = bool(((ep.order >= 0) & (ep.order < U)).all())
+    need('order', ep.order.ndim == 2 and known, f'[B,T] of indices from 0 to {U-1}')
+    ascending = list(ep.ask) == sorted(set(ep.ask))
+    need('ask', ascending and all(0 <= a < T for a in ep.ask), f'ascending steps below {T}')
+    begin, end = ep.gap
+    need('gap', 0 <= begin <= end <= T, f'a span of steps up to {T}')
+    asked = ep.labels != -100
+    right = torch.equal(ep.labels[asked], ep.ids[asked]) and not bool(asked[:, :1].any())
+    need('labels', right, 'the token that stands in ids or -100, never at the first token')
 
 # %% ../../nbs/57_episodes.ipynb #episode
 @dataclass
@@ -50,6 +56,7 @@ def window(self:Episode,
     keep = None if self.keep is None else self.keep[:, a:b]
     return Episode(self.ids[used], self.mask[used], self.labels[used], order, ask, gap, keep)
 
+# %% ../../nbs/57_episodes.ipynb #window-2
 @patch
 def to(self:Episode,
     device:torch.device|str
@@ -86,12 +93,14 @@ def _answer(model, episode, steps, soft, visible, wipe):
 
 # %% ../../nbs/57_episodes.ipynb #unroll-at-once
 def _encode(model, episode, last):
-    "Hidden states [U,d]; those met only in the last step stay 0 if nothing reads its write, nor asks by it; a lone step is run all the same"
+    """Hidden states [U,d]; those met only in the last step stay 0 if nothing reads its write, nor asks by it.
+    A lone step is run all the same"""
     if last or model.memory.asks or episode.order.shape[1] == 1: return model.encode(episode.ids, episode.mask)
     used = episode.order[:, :-1].unique()
     h = model.encode(episode.ids[used], episode.mask[used])
     return h.new_zeros(len(episode.ids), h.shape[1]).index_copy(0, used, h)
 
+# %% ../../nbs/57_episodes.ipynb #unroll-at-once-2
 def _at_once(model, episode, state, gate, wipe, last, replay):
     "All inferences encoded in one pass, the memory's scan, all questions in one pass"
     h = _encode(model, episode, last)[episode.order]                 # [B,T,d]
@@ -101,7 +110,8 @@ def _at_once(model, episode, state, gate, wipe, last, replay):
     if not episode.ask: return state, dict(log=log, loss=None, ok=None, h=h)
     soft, visible = (r.flatten(0, 1) for r in reads)                 # [B*Q,...]
     loss, ok = _answer(model, episode, list(episode.ask), soft, visible, wipe)
-    return state, dict(log=log, loss=loss, ok=ok.view(len(episode.order), -1), h=h, reads=reads)
+    ok = ok.view(len(episode.order), -1)                             # [B,Q]
+    return state, dict(log=log, loss=loss, ok=ok, h=h, reads=reads)
 
 # %% ../../nbs/57_episodes.ipynb #unroll-steps
 def _step_by_step(model, episode, state, gate, wipe, last, replay):

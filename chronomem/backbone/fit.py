@@ -126,6 +126,7 @@ def fit(self:TrainingLoop,
     if self.path: self.save()
     return self.history
 
+# %% ../../nbs/50a_fit.ipynb #fit-fn-2
 @patch
 def interrupted(self:TrainingLoop): "Called at Ctrl-C, before `fit` saves and returns; a subclass may raise instead"
 

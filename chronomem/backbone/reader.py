@@ -19,6 +19,8 @@ from .adapters import added, fresh_lora, layer_sizes
 from .backbone import MemoryLM
 from .saved import _backbone_weights
 from .families import family_of
+
+# %% ../../nbs/54_reader.ipynb #imports-2
 from .fit import TrainingLoop, cosine, descend
 from .model import BESIDE, ChronoModel, _asset, _use
 from .notes import LEAD, QUOTES
@@ -158,6 +160,7 @@ def load(cls:Reader,
     if model: reader.fits(model)
     return reader
 
+# %% ../../nbs/54_reader.ipynb #load-2
 BESIDE['reader'] = Reader.load   # a model that has one is saved and loaded with it
 
 # %% ../../nbs/54_reader.ipynb #find
@@ -255,6 +258,7 @@ class Example:
     answer: str       # a few words of that sentence
     near: tuple = ()  # sentences of the same place, without the answer
 
+# %% ../../nbs/54_reader.ipynb #examples-2
 def _sentences(text):
     "Sentences, each with its place: (first character, end, sentence)"
     ends = [m.end() for m in re.finditer(r'[.!?][")\]]*\s+(?=[A-Z"(])', text)]
@@ -418,6 +422,7 @@ def _evaluating(model):
 # %% ../../nbs/54_reader.ipynb #adapt
 MANY = 10**6   # updates that no learning here ever makes: only minutes end it
 
+# %% ../../nbs/54_reader.ipynb #adapt-2
 class ReaderTrainer(TrainingLoop):
     "Trains a reader's weights, and nothing else of the model"
     kind, counters = 'chronomem.reader.training', ('n', 'seconds', 'losses')
@@ -453,6 +458,7 @@ def update(self:ReaderTrainer) -> dict:
     self.losses = self.losses + [round(loss, 4)]
     return dict(loss=loss, norm=norm)
 
+# %% ../../nbs/54_reader.ipynb #adapt-update-2
 @patch
 def shown(self:ReaderTrainer, row:dict) -> dict:
     "Mean of the last losses, and the time"

@@ -65,6 +65,7 @@ def _sampled(model, n, length, seed):
             x = seen if past is None else new
     return seen[:, len(start):]
 
+# %% ../../nbs/63_learner.ipynb #anchor-2
 def _cut(model, texts, n, length):
     "Frames of texts, [n,length], spread over all of them"
     texts = [texts] if isinstance(texts, str) else texts
@@ -73,6 +74,7 @@ def _cut(model, texts, n, length):
     starts = torch.linspace(0, len(ids)-length, n).long().tolist()
     return torch.tensor([ids[a:a+length] for a in starts], device=model.device)
 
+# %% ../../nbs/63_learner.ipynb #anchor-3
 def _spelled(model, text):
     "Ids of a text in the middle of a stream, and the bytes each stands for"
     if not isinstance(text, str): raise TypeError(f'text: expected str, got {type(text).__name__}')
@@ -227,6 +229,7 @@ def _feature_terms(self:DeltaLearner, w, x, y, out, loss):
         total = total + c.value*td_error(before, now, reward, w['value/w'], w['value/b'], c.discount)
     return total
 
+# %% ../../nbs/63_learner.ipynb #terms-2
 @patch
 def _teacher_term(self:DeltaLearner, w, x, y, logits):
     "The slow copy reads the real frame, the model the one it predicted"
@@ -240,6 +243,7 @@ def _teacher_term(self:DeltaLearner, w, x, y, logits):
     student = self._pass(x, w, True, True, emb).hidden_states[-1]
     return disagreement(student, teacher, y)
 
+# %% ../../nbs/63_learner.ipynb #terms-3
 @patch
 def _anchor_term(self:DeltaLearner, w):
     "KL to the base on one frame of anchor text"
@@ -262,6 +266,7 @@ def _replay_term(self:DeltaLearner, w):
     memory['loss'][i] = loss.detach().cpu().double()
     return (loss*weight.to(loss)).mean()
 
+# %% ../../nbs/63_learner.ipynb #replay-term-2
 class _Loss(NamedTuple):
     "What an update minimises, and what is told of it"
     total: torch.Tensor
@@ -269,6 +274,7 @@ class _Loss(NamedTuple):
     entropy: float    # Of its predictions, mean, nats
     kl: float|None    # To the base on anchor text
 
+# %% ../../nbs/63_learner.ipynb #replay-term-3
 @patch
 def _loss(self:DeltaLearner, w, pair, out=None, base=None):
     "Everything that is switched on"
@@ -360,6 +366,7 @@ def _jsonable(row):
     "A row without what JSON doesn't know"
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
+# %% ../../nbs/63_learner.ipynb #step-2
 @patch
 def _step(self:DeltaLearner, frame, size):
     "Score a frame, learn from the one that is due, count"
@@ -413,6 +420,7 @@ def _next(self:DeltaLearner, least):
         self._log(row)
         return row
 
+# %% ../../nbs/63_learner.ipynb #feed-2
 @patch
 def stream(self:DeltaLearner,
     texts:str|list=()  # a text, or texts, as they come
@@ -428,6 +436,7 @@ def stream(self:DeltaLearner,
             self.n['texts'] += 1
         while (row := self._next(waiting)) is not None: yield row
 
+# %% ../../nbs/63_learner.ipynb #feed-3
 @patch
 def feed(self:DeltaLearner,
     texts:str|list,  # a text, or texts
@@ -509,6 +518,7 @@ def _load(self:DeltaLearner, path, config):
     self.gen.set_state(t['gen'])
     self._cut_log()
 
+# %% ../../nbs/63_learner.ipynb #load-fn-2
 @patch
 def _cut_log(self:DeltaLearner):
     "Let go of lines about frames that will be read again"

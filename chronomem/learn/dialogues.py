@@ -32,6 +32,7 @@ def _message(m, at):
     if not isinstance(m.get('matters', False), bool): bad("true or false as 'matters'")
     return m
 
+# %% ../../nbs/77b_dialogues.ipynb #read-2
 def _dialogue(line, at):
     "The messages of a line of a file"
     try: d = json.loads(line)
@@ -206,6 +207,7 @@ def share(self:FitReport,
     def right(answer): return sum(says_value(r.example, getattr(r, answer)) for r in some)/max(len(some), 1)
     return _Share(right('learned'), right('before'), right('wiped'), len(some))
 
+# %% ../../nbs/77b_dialogues.ipynb #share-2
 @patch
 def table(self:FitReport)->dict:
     "name → what `share` says"

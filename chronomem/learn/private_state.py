@@ -124,6 +124,7 @@ def shows(
     at = [str(i) for i, c in enumerate(word, 1) if c == letter]
     return f'Yes, at {" and ".join(at)}.' if at else 'No.'
 
+# %% ../../nbs/77a_private_state.ipynb #word-2
 def spelled(
     g:Games,              # whose phrasings
     rng:random.Random,    # draws one
@@ -180,6 +181,7 @@ def described(
     has = ', '.join(properties) or 'nothing special'
     return g.say(rng, 'thing', 'thought', n=thing, a=_article(thing), s=has)
 
+# %% ../../nbs/77a_private_state.ipynb #thing-2
 def thing(
     g:Games,             # whose things, properties and phrasings
     rng:random.Random    # draws the secret, and later the questions
@@ -214,6 +216,7 @@ def plan(
     thought = g.say(rng, 'plan', 'thought', x=first, y=second, z=third, now=steps[i])
     return thought, lambda: _plan(g, rng, steps, i)
 
+# %% ../../nbs/77a_private_state.ipynb #plan-2
 def _plan(g, rng, steps, i):
     "A question about the plan, and its answer"
     q = rng.choice(('first', 'last', 'now', 'next'))

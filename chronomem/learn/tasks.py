@@ -120,18 +120,22 @@ class _Setting:
 def _build(told, questions, answer, setting):
     "Episode of K told lines and Q questions, each [B,L]; the last `answer` tokens of a question are asked"
     s, (B, L), K, Q = setting, told[0].shape, len(told), len(questions)
-    line, rows = _strewn(K, s.scatter, s.noise, B, s.generator), torch.arange(B)[:, None]
-    heard = K*B + torch.randint(s.pool, line.shape, generator=s.generator)       # places of noise in the table
-    first = torch.where(line < 0, heard, line*B+rows)                            # [B,K+scatter+noise]
+    rows = torch.arange(B)[:, None]
+    line = _strewn(K, s.scatter, s.noise, B, s.generator)                        # [B,K+scatter+noise]
+    noise_at = K*B + torch.randint(s.pool, line.shape, generator=s.generator)    # places in the table
+    first = torch.where(line < 0, noise_at, line*B+rows)
     last = K*B + s.pool + rows + B*torch.arange(Q)                               # [B,Q]
-    noise = _noise(s.pool, L, 'value' if s.shared else 'noise', s.split, s.generator)
+    kind = 'value' if s.shared else 'noise'
+    noise = _noise(s.pool, L, kind, s.split, s.generator)                        # [pool,L]
     ids = torch.cat([*told, noise, *questions])                                  # [K*B+pool+Q*B,L]
     labels = torch.full_like(ids, -100)
-    labels[-Q*B:, -answer:] = ids[-Q*B:, -answer:]
-    keep = torch.cat([line >= 0, torch.zeros(B, Q, dtype=torch.bool)], 1)
+    asked = slice(-Q*B, None), slice(-answer, None)
+    labels[asked] = ids[asked]
+    never = torch.zeros(B, Q, dtype=torch.bool)
+    keep = torch.cat([line >= 0, never], 1)
     begin, end = K+s.scatter, K+s.scatter+s.noise
-    mask = (ids != VOCAB.pad).long()
-    return Episode(ids, mask, labels, torch.cat([first, last], 1), range(end, end+Q), (begin, end), keep)
+    order, mask = torch.cat([first, last], 1), (ids != VOCAB.pad).long()
+    return Episode(ids, mask, labels, order, range(end, end+Q), (begin, end), keep)
 
 # %% ../../nbs/70_tasks.ipynb #passkey
 def passkey(

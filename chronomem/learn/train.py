@@ -92,6 +92,7 @@ def gate(self:Trainer) -> str:
     if self.settled is not None: return 'hard'
     return 'always' if self.stage == 0 and self.config.learn_first else 'sample'
 
+# %% ../../nbs/72_train.ipynb #schedule-2
 @patch
 def rates(self:Trainer):
     "Set each group's learning rate"
@@ -128,6 +129,7 @@ def unlocked(self:Trainer):
     finally:
         if some: memory.unlocked = was
 
+# %% ../../nbs/72_train.ipynb #begin-2
 @patch
 def begin(self:Trainer,
     batch:int  # Rows
@@ -234,6 +236,7 @@ def update(self:Trainer) -> dict:
 @patch
 def shown(self:Trainer, row:dict) -> dict: return dict(stage=self.stage, gate=self.gate, accuracy=f"{row['accuracy']:.2f}")
 
+# %% ../../nbs/72_train.ipynb #record-2
 @patch
 def record(self:Trainer,
     row:dict  # Metrics of an update
@@ -273,6 +276,7 @@ def _smooth(y, n=15):
     parts = (y[max(0, i-n):i] for i in range(1, len(y)+1))
     return [sum(p)/len(p) for p in parts]
 
+# %% ../../nbs/72_train.ipynb #plot-2
 def plot_history(
     history:list,         # Rows of `Trainer.fit`
     title:str='Training'

@@ -119,6 +119,7 @@ def _where(keep, old, new):
     def pick(a, b): return torch.where(keep.view(-1, *[1]*(a.ndim-1)), a, b)
     return old.apply(pick, new)
 
+# %% ../../nbs/79_train_listener.ipynb #batch-2
 @patch
 def next_window(self:ListenerTrainer) -> Streams:  # [B,window]
     "The next window; new streams where the old are over"
@@ -225,6 +226,7 @@ class HeadTrainConfig(Config):
         self.need('dropout', 0 <= self.dropout < 1, 'in [0, 1)')
         self.need('adaptive', 0 <= self.adaptive <= 1, 'a share')
 
+# %% ../../nbs/79_train_listener.ipynb #teach-config-2
 def _stats_head(model, name):
     able = {h.name: h for h in model.config.heads if h.reads == 'stats'}
     if name not in able: raise ValueError(f'name: got {name!r}, expected a head that reads statistics: {[*able]}')
@@ -267,6 +269,7 @@ def update(self:HeadTrainer) -> dict:
     self.schedule.step()
     return dict(loss=loss.item(), norm=norm)
 
+# %% ../../nbs/79_train_listener.ipynb #fit-head-2
 def fit_head(
     model:Subconscious,    # Changed in place
     name:str,              # Of a head that reads statistics
@@ -288,6 +291,7 @@ def _gather(v, at):
     rest = v.shape[2:]
     return v.gather(1, at.view(*at.shape, *[1]*len(rest)).expand(*at.shape, *rest))
 
+# %% ../../nbs/79_train_listener.ipynb #hear-2
 @torch.no_grad()
 def predict(
     model:Subconscious,  # Trained

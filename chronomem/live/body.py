@@ -52,6 +52,7 @@ class SystemState:
     pending: list     # What is heard and not told yet
     asked: float|None # When the language model was asked last
 
+# %% ../../nbs/88c_body.ipynb #class-2
 class ChronoSystem:
     "Senses, subconscious, executive, language model and memory of one person"
     def __init__(self,
@@ -67,11 +68,14 @@ class ChronoSystem:
         **kw                      # for `session`
     ):
         c = self.config = config or SystemConfig()
-        self.model, self.learner, self.closed, self.lock, self.turn = model, learner, False, threading.Lock(), threading.RLock()
+        self.model, self.learner, self.closed = model, learner, False
+        self.lock, self.turn = threading.Lock(), threading.RLock()
         if not c.ladder: kw.setdefault('recall', 'none' if kw.get('keep') == 'latents' else 'traces')
         self.session = model.session(user, home, incognito=not c.remember, clock=clock, **kw)
         self.dir = self.session.dir/PLACE if c.remember else None
-        try: self.listener = Listener(listener or Subconscious.from_pretrained(), self.dir, boot=boot) if c.listen else None
+        self.listener = None
+        try:
+            if c.listen: self.listener = Listener(listener or Subconscious.from_pretrained(), self.dir, boot=boot)
         except BaseException:
             self.session.close()
             raise
@@ -80,7 +84,8 @@ class ChronoSystem:
     def __exit__(self, *_): self.close()
     @property
     def state(self) -> SystemState:
-        return SystemState(self.listener and self.listener.run, self.session.state, self.session.t, self.ears, list(self.pending), self.asked)
+        running = self.listener and self.listener.run
+        return SystemState(running, self.session.state, self.session.t, self.ears, list(self.pending), self.asked)
 
 # %% ../../nbs/88c_body.ipynb #begin
 @patch
@@ -91,13 +96,17 @@ def _begin(self:ChronoSystem, threaded):
     self.journal = Journal(self.dir and self.dir/'journal.jsonl', self.session.t)
     kept = (self.listener and self.listener.kept or {}).get('system', {})
     self.ears, self.asked, self.pending = kept.get('ears', {}), kept.get('asked'), []
-    self.recent, self.stream, self.lessons = deque(kept.get('recent', []), maxlen=20), deque(maxlen=1000), deque(maxlen=100)
-    self.lines, self.problems, self.count = deque(), [], dict(heard=0, thoughts=0, again=0)
-    self.jobs = queue.SimpleQueue() if threaded else None
-    self.worker = threading.Thread(target=self._work, daemon=True, name='chronomem think') if threaded else None
-    if self.worker: self.worker.start()
+    self.recent, self.stream = deque(kept.get('recent', []), maxlen=20), deque(maxlen=1000)
+    self.lessons, self.lines, self.problems = deque(maxlen=100), deque(), []
+    self.count = dict(heard=0, thoughts=0, again=0)
+    self.jobs = self.worker = None
+    if threaded:
+        self.jobs = queue.SimpleQueue()
+        self.worker = threading.Thread(target=self._work, daemon=True, name='chronomem think')
+        self.worker.start()
     for job in kept.get('pending', []): self._give(job)
 
+# %% ../../nbs/88c_body.ipynb #begin-2
 @patch
 def _small(self:ChronoSystem):
     "What the listener's file keeps of the rest"
@@ -135,7 +144,8 @@ def _told(self:ChronoSystem, job, text, role, **more):
     m, s = self.model, self.session
     with self.turn:
         self.journal.add(job['key'], s.t, **more)
-        _live(m, [s], [m._row(text, role)], source=job['source'], position=job['position'], answered=role == 'assistant')
+        place = dict(source=job['source'], position=job['position'])
+        _live(m, [s], [m._row(text, role)], **place, answered=role == 'assistant')
     self.count['thoughts' if role == 'assistant' else 'heard'] += 1
     self.lessons.append(text)
     return text
@@ -147,24 +157,38 @@ def _says(self:ChronoSystem, t, text):
     self.lines.append(f"{stamp(t) if t > 1e8 else f'{t:9.2f} s'}  {text}")
 
 @patch
+def _since(self:ChronoSystem, t):
+    "Seconds since a replay began; a time of day as it is"
+    return t if t > 1e8 else t-self.listener.place['t0']
+
+@patch
+def _key(self:ChronoSystem, t, kind):
+    "What names a moment of a source, and its place in ms"
+    place = self.listener.place
+    position = round(1000*(t-place['t0']))
+    return f"{place['source']}@{place['t0']:.2f}+{position}:{kind}", position
+
+@patch
 def _event(self:ChronoSystem, x):
     "Something is over: remember it"
-    place = self.listener.place
-    position = round(1000*(x['start']-place['t0']))
-    text = line(x['kind'], *(v if v > 1e8 else v-place['t0'] for v in (x['start'], x['stop'])), x.get('who', ''), x.get('sure', 0.), x.get('text', ''))
+    start, stop = self._since(x['start']), self._since(x['stop'])
+    text = line(x['kind'], start, stop, x.get('who', ''), x.get('sure', 0.), x.get('text', ''))
     self.recent.append(text)
     self._says(x['stop'], text)
-    self._give(dict(key=f"{place['source']}@{place['t0']:.2f}+{position}:{x['kind']}", kind='event', text=text, source=place['source'], position=position))
+    key, position = self._key(x['start'], x['kind'])
+    self._give(dict(key=key, kind='event', text=text, source=self.listener.place['source'], position=position))
 
 @patch
 def _ask_itself(self:ChronoSystem, e):
     "Is a thought due?"
-    c, d, place = self.config, e.decision, self.listener.place
-    if not (c.think and d and d['reason'] in c.reasons) or self.asked is not None and e.t-self.asked < c.every: return
-    self.asked, position = e.t, round(1000*(e.t-place['t0']))
-    t = e.t if e.t > 1e8 else e.t-place['t0']
+    c, d = self.config, e.decision
+    if not (c.think and d and d['reason'] in c.reasons): return
+    if self.asked is not None and e.t-self.asked < c.every: return
+    self.asked = e.t
     self.listener.also.add('text')
-    self._give(dict(key=f"{place['source']}@{place['t0']:.2f}+{position}:thought", kind='thought', t=t, source='self', position=position, decision=d, lines=list(self.recent)[-c.shown:]))
+    (key, position), lines = self._key(e.t, 'thought'), list(self.recent)[-c.shown:]
+    job = dict(key=key, kind='thought', t=self._since(e.t), source='self', position=position)
+    self._give(job | dict(decision=d, lines=lines))
 
 # %% ../../nbs/88c_body.ipynb #hear
 @patch

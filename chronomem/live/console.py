@@ -45,6 +45,7 @@ def _news(self:Console, k, v):
     self.news[k] = v, n
     return n
 
+# %% ../../nbs/87_console.ipynb #tell-lines-2
 @patch
 def lines(self:Console,
     e:Event         # Of a frame

@@ -42,6 +42,7 @@ def _senses(): return dict(audio=tuple(h.name for h in HEADS), vision=(), text=(
 
 def _rests(): return dict(look=2., express=5., speak=2.)
 
+# %% ../../nbs/81_executive.ipynb #config-2
 @dataclass
 class ExecutiveConfig(Config):
     "When to act"

@@ -103,6 +103,7 @@ def named(
         if rows and min(off) <= slack: out += [r for r, o in zip(rows, off) if o == min(off) and r not in out]
     return out
 
+# %% ../../nbs/88b_journal.ipynb #at-2
 def at_times(
     rows,         # as `heard` gives them
     question:str, # may name times

@@ -37,6 +37,7 @@ def _leaves(x):
     parts, _ = _nest(x)
     return [t for p in parts for t in _leaves(p)]
 
+# %% ../../nbs/83_recording.ipynb #leaves-2
 def _back(x, later=()):
     "A function that puts an iterator's tensors where those of x are; the parts numbered in `later` stay in pieces"
     if x is None: return lambda it: None
@@ -74,6 +75,7 @@ def _later(x):
         return new
     return make
 
+# %% ../../nbs/83_recording.ipynb #flat-module-2
 class _Flat(nn.Module):
     "A function of tensors only; holds the modules whose weights it uses, as weights aren't constants"
     def __init__(self, f, parts, args, later=()):
@@ -110,6 +112,7 @@ def _same(a, b):
     if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()): return False
     return torch.equal(a.nan_to_num(), b.nan_to_num())
 
+# %% ../../nbs/83_recording.ipynb #compare-2
 def _compare(f, replay, new, i):
     "Raise if a replay's results, or what it wrote into its arguments, differ"
     one, two = new(), new()

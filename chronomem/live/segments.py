@@ -90,6 +90,7 @@ def elected(
     if c.people and name not in c.people: known = False
     return spoken_name(name) if known else '', sure
 
+# %% ../../nbs/88a_segments.ipynb #elected-2
 def spoken_name(
     label:str  # of a class of the speaker's head
 ) -> str:      # the label itself where no name is behind it
@@ -165,6 +166,7 @@ def _flags(state, e, speech, sound):
         votes = vote(votes, who, e.certainty['speaker'])
     return votes, talked, odd or e.decision['reason'] == 'anomaly'
 
+# %% ../../nbs/88a_segments.ipynb #flags-2
 def spoke(
     state:dict,           # as `hear` gives it
     c:SegmentConfig,      # whose voice counts as known

@@ -18,6 +18,8 @@ from ..backbone.recalled import Recalled
 from ..core import Clock, Config, DirLock, StateError, WallClock, load_state, save_state
 from ..ladder.ladder import LadderState
 from ..then.home import Manifest, home_dir, latest, memory_dir, outdated, part, read_manifest, sweep, take
+
+# %% ../../nbs/82_session.ipynb #imports-2
 from ..then.home import write_manifest
 from ..then.home import users, wipe_user  # noqa: F401  callers find them beside `Session`
 from ..then.log import TraceLog
@@ -365,6 +367,7 @@ def _begin(self:Session, dir, first):
     )
     return self._create(dir, fields, self.retention.segment(), first)
 
+# %% ../../nbs/82_session.ipynb #traces-begin-2
 @patch
 def _create(self:Session, dir, fields, largest, first=0):
     created = float(self.clock.now())
@@ -392,6 +395,7 @@ def _begin_texts(self:Session, dir):
     log = self._create(dir, text_fields(self.model.lm.width), self.retention.segment(True))
     return self._text_index(log)
 
+# %% ../../nbs/82_session.ipynb #texts-begin-2
 @patch
 def _texts_there(self:Session, dir):
     who = dict(owner=self.owner, fingerprint=self.model.fingerprint, largest=self.retention.segment(True))

@@ -50,6 +50,7 @@ def _finding(session, notes):
 @patch
 def _reads(self:ChronoSystem): return self.session.recall in ('traces', 'both')
 
+# %% ../../nbs/89_system.ipynb #answer-2
 @patch
 def _answer(self:ChronoSystem, question, tokens, notes=(), remember=False):
     "What the language model says, having read some notes, and the notes it read"
@@ -57,15 +58,19 @@ def _answer(self:ChronoSystem, question, tokens, notes=(), remember=False):
         if self.felt: return self._felt_answer(question, tokens)
         return s.ask(question, tokens, remember=remember, sources=True)
 
+# %% ../../nbs/89_system.ipynb #answer-3
 @patch
 def _felt_answer(self:ChronoSystem, question, tokens):
     "The same with the listener's outputs, behind the latents"
     m, (state, row, found) = self.model, self.session.prompt(question, tokens)
     ids, mask = m.pad([row])
-    soft, on = m.lm.recall(state, ids, mask)
-    more = self.map(torch.cat([self.felt.latent, self.felt.sync], -1).to(m.device))[:, None]
-    soft, on = torch.cat([soft, more.to(soft.dtype)], 1), torch.cat([on, on.new_ones(1, 1)], 1)
-    out = m.lm.generate(ids, mask, soft, on, max_new_tokens=tokens, do_sample=False, eos_token_id=m.stop or None)
+    soft, on = m.lm.recall(state, ids, mask)                             # [1,S,d], [1,S]
+    heard = torch.cat([self.felt.latent, self.felt.sync], -1)            # [1,D+P]
+    more = self.map(heard.to(m.device))[:, None]                         # [1,1,d]
+    soft = torch.cat([soft, more.to(soft.dtype)], 1)
+    on = torch.cat([on, on.new_ones(1, 1)], 1)
+    greedy = dict(max_new_tokens=tokens, do_sample=False, eos_token_id=m.stop or None)
+    out = m.lm.generate(ids, mask, soft, on, **greedy)
     return m.decode(out[0].tolist()), found
 
 # %% ../../nbs/89_system.ipynb #think
@@ -74,10 +79,13 @@ def _recalled(self:ChronoSystem, query, but=()):
     "What was told and may matter, best first: what stands out, or else a person's last words"
     n, s = self.config.recalled, self.session
     if not n or not self._reads(): return []
-    near = [m for m in s.memories(query, n+len(but), every=False) if m.text not in but and m.role != 'assistant']
-    own = [m for m in s.memories(n=100) if m.role == 'user' and not m.text.endswith('?')][:1]
-    return (near if s.stands_out(near) else own or near)[:n]
+    found = s.memories(query, n+len(but), every=False)
+    near = [m for m in found if m.text not in but and m.role != 'assistant']
+    own = [m for m in s.memories(n=100) if m.role == 'user' and not m.text.endswith('?')]
+    best = near if s.stands_out(near) else own[:1] or near
+    return best[:n]
 
+# %% ../../nbs/89_system.ipynb #think-2
 @patch
 def step_inference(self:ChronoSystem,
     question:str='What has just happened? Answer in one short sentence.',
@@ -85,19 +93,23 @@ def step_inference(self:ChronoSystem,
     tokens:int|None=None # longest answer; None: as configured
 ) -> str:
     "Ask the language model about now; nothing of it is remembered"
-    c = self.config
+    c, tokens = self.config, tokens or self.config.tokens
     lines = list(self.recent)[-c.shown:] if lines is None and c.shown else list(lines or ())
-    if not self._reads(): return self._answer('\n'.join([*lines, '', question] if lines else [question]), tokens or c.tokens)[0]
+    if not self._reads():
+        prompt = [*lines, '', question] if lines else [question]
+        return self._answer('\n'.join(prompt), tokens)[0]
     old = self._recalled(' '.join([*lines, question]), lines)
-    return self._answer(question, tokens or c.tokens, [*_notes(lines), *old])[0]
+    return self._answer(question, tokens, [*_notes(lines), *old])[0]
 
+# %% ../../nbs/89_system.ipynb #think-3
 @patch
 def _think(self:ChronoSystem, job):
     "A thought: asked, remembered, and heard of"
     answer = ' '.join(self.step_inference(lines=job['lines']).split()) or 'nothing'
     text = f"At {stamp(job['t'])}, because {job['decision']['text']}: {answer}"
     self._told(job, text, 'assistant', decision=job['decision'])
-    self.stream.append(M4Token('text', 'self', job['t'], features=dict(characters=len(answer), words=len(answer.split())), raw_tokens=self.model.encode(answer)))
+    size = dict(characters=len(answer), words=len(answer.split()))
+    self.stream.append(M4Token('text', 'self', job['t'], features=size, raw_tokens=self.model.encode(answer)))
     self._says(job['t'], f"asked because {job['decision']['text']}: {answer}")
 
 # %% ../../nbs/89_system.ipynb #ask
@@ -110,6 +122,7 @@ def tell(self:ChronoSystem,
     self.join()
     self._told(dict(key=f'told {self.session.t}', source='', position=0), text, role)
 
+# %% ../../nbs/89_system.ipynb #ask-2
 @patch
 def ask(self:ChronoSystem,
     question:str,
@@ -119,11 +132,13 @@ def ask(self:ChronoSystem,
 ):                         # the answer; with `sources` that and a list of `Trace`s
     "Answer from memory, and from what was heard at the times the question names"
     self.join()
-    found = [r['trace'] for r in named(heard(self.session, whole=False), question)] if self._reads() else []
+    found = []
+    if self._reads(): found = [r['trace'] for r in named(heard(self.session, whole=False), question)]
     answer, found = self._answer(question, max_new_tokens, found or self._recalled(question), remember)
     if remember: self.lessons.extend(x for x in (question, answer) if x)
     return (answer, found) if sources else answer
 
+# %% ../../nbs/89_system.ipynb #ask-3
 @patch
 def step_learning(self:ChronoSystem) -> int: # texts it was fed
     "Let the learner read what was told since the last time"
@@ -210,6 +225,7 @@ def _lines(s, events, halt):
     s.step_learning()
     yield s.summary()
 
+# %% ../../nbs/89_system.ipynb #live-lines-rest-2
 def live(
     source,                 # sound file, 'mic', or a `Source`
     user:str='me',          # whose memory

@@ -251,6 +251,7 @@ class Microphone(Watchdog):
 def _load(): return psutil.cpu_percent()/100, psutil.virtual_memory().percent/100
 def _no_focus(): return None
 
+# %% ../../nbs/14_devices.ipynb #system-2
 class SystemEvents(Source):
     "Load of the machine, a timer and the focus"
     kind, replay = 'system', False

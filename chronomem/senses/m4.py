@@ -91,6 +91,7 @@ class M4Token:
     def __post_init__(self): _check_token(self)
     def __eq__(self, other): return isinstance(other, M4Token) and _key(self) == _key(other)
 
+# %% ../../nbs/10_m4.ipynb #token-2
 def _key(t): return json.dumps(json.loads(t.to_json()), sort_keys=True)
 
 # %% ../../nbs/10_m4.ipynb #token-check

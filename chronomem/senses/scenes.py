@@ -41,6 +41,7 @@ def _emodb(name): return dict(speech=True, speaker='emodb-'+name[:2], affect=EMO
 def _voices(name): return dict(speech=True)
 def _other(name): return dict(speech=False)
 
+# %% ../../nbs/16_scenes.ipynb #layout-2
 _LAYOUT = dict(
     fsdd=('fsdd/recordings/*.wav', _fsdd),
     librispeech=('librispeech_mini/*.flac', _libri),

@@ -42,6 +42,7 @@ def _partials(g, f, rate, harmonic=True):
         if r*f.max() < top: x = x + a*np.sin(r*phase + g.uniform(0, 6.3))
     return x
 
+# %% ../../nbs/15_sounds.ipynb #partials-2
 def coloured(
     g:np.random.Generator,  # Source of chance
     n:int                   # Samples

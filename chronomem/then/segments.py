@@ -64,6 +64,7 @@ def _crcs(rec):
     starts = range(0, len(data), width)
     return np.array([zlib.crc32(data[i+4:i+width]) for i in starts], np.uint32)
 
+# %% ../../nbs/40a_segment_files.ipynb #seal-2
 def seal(
     rec:np.ndarray,     # records [N], changed in place
     first:int,          # number of the first one
@@ -99,6 +100,7 @@ def pack_header(
     half = MAGIC + zlib.crc32(body).to_bytes(4, 'little') + body
     return half*2
 
+# %% ../../nbs/40a_segment_files.ipynb #header-2
 def _header_body(half):
     "The JSON in one copy of a header; None if it is damaged"
     if half[:8] != MAGIC or len(half) != HEADER//2: return None

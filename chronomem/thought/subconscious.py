@@ -47,14 +47,17 @@ class SubconsciousConfig(Config):
 # %% ../../nbs/36_subconscious.ipynb #config-validate
 @patch
 def validate(self:SubconsciousConfig):
+    d = self.core.d
     self.need('core', self.core.n_synch_action == 0, 'n_synch_action=0: a listener does not look around')
     self.need('at', len(self.at) == len(self.weights) and min(self.at) >= 1, 'as many as weights, each 1 or more')
     self.need('echo', 0 <= self.echo < 1, 'in [0, 1)')
-    self.need('resonance', self.resonance.get('width', self.core.d) == self.core.d, f'width={self.core.d} as core.d')
+    self.need('resonance', self.resonance.get('width', d) == d, f'width={d} as core.d')
     self.need('hops', self.hops >= 1 and self.width % self.hops == 0, f'a divisor of width={self.width}')
     self.need('pause', self.pause > 0, 'above 0')
-    self.need('stats', self.stats > 0 or all(h.reads == 'state' for h in self.heads), 'above 0, as there are heads that read statistics')
-    self.need('heads', len({h.name for h in self.heads}) == len(self.heads) > 0, 'at least one, each name once')
+    unread = all(h.reads == 'state' for h in self.heads)
+    self.need('stats', self.stats > 0 or unread, 'above 0, as there are heads that read statistics')
+    names = {h.name for h in self.heads}
+    self.need('heads', len(names) == len(self.heads) > 0, 'at least one, each name once')
 
 # %% ../../nbs/36_subconscious.ipynb #state
 @tensorclass
@@ -66,6 +69,7 @@ class SubState:
     steps: torch.Tensor   # Frames so far, [B]
     traces: object|None = None # State of the resonance; shared storage, see `Resonance.store`
 
+# %% ../../nbs/36_subconscious.ipynb #state-2
 class SubInput(NamedTuple):
     "What comes in for each frame, [B,T]"
     drive: torch.Tensor   # [B,T,d_in]
@@ -74,6 +78,7 @@ class SubInput(NamedTuple):
     time: torch.Tensor    # Seconds, float64
     starved: torch.Tensor|None = None # No token came, bool; None: all came
 
+# %% ../../nbs/36_subconscious.ipynb #state-3
 class SubOutput(NamedTuple):
     "What the subconscious gives for a frame, or [B,T,...] for several"
     latent: torch.Tensor       # [B,D]
@@ -111,6 +116,7 @@ def _modules_of_input(self:Subconscious, c):
     self.register_buffer('mean', torch.zeros(n))
     self.register_buffer('var', torch.ones(n))
 
+# %% ../../nbs/36_subconscious.ipynb #class-modules-2
 @patch
 def _modules_of_state(self:Subconscious, c):
     self.core = Core(c.core)
@@ -122,6 +128,7 @@ def _modules_of_state(self:Subconscious, c):
     half_lives = torch.logspace(math.log10(4), math.log10(800), len(self.core.sync.decay))   # frames
     with torch.no_grad(): self.core.sync.decay.copy_(math.log(2)/half_lives)
 
+# %% ../../nbs/36_subconscious.ipynb #class-modules-3
 class _Last(nn.Module):
     "Neurons without a past: the control for neuron-level models"
     def forward(self, history): return history[..., -1].tanh()
@@ -129,11 +136,13 @@ class _Last(nn.Module):
 # %% ../../nbs/36_subconscious.ipynb #class-heads
 @patch
 def _modules_of_heads(self:Subconscious, c):
-    n = c.core.d + self.core.n_synch_out*c.sync
-    sizes = dict(state=n, stats=4*self.n_stats, both=n+4*self.n_stats)
-    self.norms = nn.ModuleList([nn.LayerNorm(c.core.d)] + [nn.LayerNorm(self.core.n_synch_out)]*c.sync)
+    latent, pairs, stats = c.core.d, self.core.n_synch_out, 4*self.n_stats
+    state = latent + pairs*c.sync
+    sizes = dict(state=state, stats=stats, both=state+stats)
+    self.norms = nn.ModuleList([nn.LayerNorm(latent)] + [nn.LayerNorm(pairs)]*c.sync)
     self.drop = nn.Dropout(c.dropout)
-    self.heads = nn.ModuleDict({h.name: make_head(sizes[h.reads], h, c.hidden) for h in c.heads})
+    heads = {h.name: make_head(sizes[h.reads], h, c.hidden) for h in c.heads}
+    self.heads = nn.ModuleDict(heads)
     self.register_buffer('tune', torch.tensor([[1., 0.]]).repeat(len(c.heads), 1))
 
 # %% ../../nbs/36_subconscious.ipynb #init
@@ -322,6 +331,7 @@ def _outputs_of(layer, model, *args):
     hook.remove()
     return outputs
 
+# %% ../../nbs/36_subconscious.ipynb #standard-2
 @patch
 @torch.no_grad()
 def fit_scale(self:Subconscious,
