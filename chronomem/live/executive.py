@@ -430,7 +430,7 @@ def trigger(
     actions:Iterable[str]=('speak',)        # For these only
 ) -> int:                                   # Calls made
     "Hand decisions to whoever acts"
-    chosen = [decision.action == ACTIONS.index(a) for a in actions]     # [B] each
-    rows = sum(chosen).nonzero()[:, 0].tolist()
+    wanted = decision.action.new_tensor([ACTIONS.index(a) for a in actions])
+    rows = torch.isin(decision.action, wanted).nonzero()[:, 0].tolist()
     for row in rows: prompt(row, decision.explain(row))
     return len(rows)
